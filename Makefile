@@ -1,0 +1,44 @@
+# Each target sets itself up in .venv on a machine that has Python 3.10 or later and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: report test lab notebooks bench format clean
+.DEFAULT_GOAL := report
+
+report: .venv/installed
+	$(BIN)/pdlib run
+
+test: .venv/installed-all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q
+
+lab: .venv/installed-all
+	$(BIN)/jupyter lab notebooks
+
+# Executes the notebooks again and stores their outputs.
+notebooks: .venv/installed-all
+	$(BIN)/python -m pdlib run
+	cp runs/default/report.ipynb notebooks/report.ipynb
+
+bench: .venv/installed-all
+	$(BIN)/python benchmarks/update_cost.py
+
+format: .venv/installed-all
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "pdlib needs Python 3.10 or later; name one with make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-all: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,explore,test,bench]'
+	touch $@

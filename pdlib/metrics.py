@@ -1,0 +1,236 @@
+"""How far generated data are from real data: Fréchet, kernel and sliced Wasserstein distances.
+
+Fréchet and kernel distance compare features: for images the last hidden layer of a small
+classifier that the project trains itself on the data at hand, for points the points themselves.
+The numbers are therefore comparable within one data set, and not with published FID.
+
+Heusel et al. 2017 (Fréchet), Bińkowski et al. 2018 (kernel), Rabin et al. 2012 (sliced Wasserstein).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from tqdm.auto import tqdm
+
+from pdlib.data import Data
+from pdlib.files import DamagedFileError, read_tensors, write_tensors
+
+__all__ = [
+    "METRICS",
+    "Estimate",
+    "feature_network",
+    "features",
+    "frechet_distance",
+    "kernel_distance",
+    "measure",
+    "sampling_floor",
+    "sliced_wasserstein",
+]
+
+
+class Estimate(NamedTuple):
+    """A value with its standard error."""
+
+    value: float
+    standard_error: float
+
+
+class _Classifier(nn.Module):
+    """Three convolutions and a hidden layer of 64, whose activations are the features."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, 64),
+            nn.SiLU(),
+        )
+        self.classify = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden(x)
+
+
+def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn.Module:
+    """The network in whose features distances are taken: x of the data's shape -> (n, features).
+
+    For images, a small classifier of the labels (of four rotations where there are no labels),
+    trained once on these data, the same way every time, and kept in the folder ``$PDLIB_CACHE``, or
+    ``~/.cache/pdlib``. For points, the identity.
+    """
+    if not data.is_image:
+        return nn.Flatten()
+    x, labels = data.x, data.labels
+    if labels is None:
+        turns = torch.arange(len(x)) % 4
+        x = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(x, turns, strict=True)])
+        labels = turns
+    network = _Classifier(data.shape[0], int(labels.max()) + 1)
+    key = hashlib.sha256(x.numpy().tobytes() + labels.numpy().tobytes() + str((updates, network)).encode())
+    path = cache_folder() / f"features-{key.hexdigest()[:16]}.safetensors"
+    try:
+        network.load_state_dict(read_tensors(path)[0])
+    except (FileNotFoundError, DamagedFileError):
+        _train_classifier(network, x, labels, updates, progress)
+        write_tensors(path, network.state_dict())
+    return network.eval().requires_grad_(False)
+
+
+def cache_folder() -> Path:
+    """Where trained feature networks are kept."""
+    return Path(os.environ.get("PDLIB_CACHE") or Path.home() / ".cache" / "pdlib")
+
+
+def _train_classifier(network: nn.Module, x: Tensor, labels: Tensor, updates: int, progress: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for layer in network.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for _ in tqdm(range(updates), desc="features", unit="update", leave=False, disable=not progress):
+        batch = torch.randint(len(x), (128,), generator=generator)
+        noisy = x[batch] + 0.1 * torch.randn(x[batch].shape, generator=generator)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(network.classify(network(noisy)), labels[batch]).backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def features(network: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
+    """The network's features of x, computed in batches, shape (n, features)."""
+    return torch.cat([network(part) for part in x.split(batch_size)])
+
+
+class _Given(nn.Module):
+    """Hands torchmetrics features that are computed already."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """‖μ_r − μ_f‖² + tr(Σ_r + Σ_f − 2 (Σ_r Σ_f)^½) between two sets of features (n, features).
+
+    Biased upwards by an amount that falls as 1/n: compare it only at equal n.
+    """
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    return metric.compute().item()
+
+
+def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 10, subset_size: int = 1000, seed: int = 0) -> float:
+    """Unbiased squared maximum mean discrepancy under the kernel (⟨a, b⟩/d + 1)³, over random subsets.
+
+    0 in expectation for equal distributions, and so sometimes negative.
+    """
+    size = min(subset_size, len(real), len(fake))
+    metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator
+        torch.manual_seed(seed)
+        return metric.compute()[0].item()
+
+
+def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = 128, seed: int = 0) -> float:
+    """Root mean square, over random directions, of the 2-Wasserstein distance along the direction.
+
+    Args:
+        real, fake: (n, …) and (m, …), compared flattened, in the data's own units.
+        projections: number of random directions.
+        seed: of the directions.
+    """
+    real, fake = real.flatten(1).double(), fake.flatten(1).double()
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(real.shape[1], projections, generator=generator, dtype=torch.float64)
+    directions = directions / directions.norm(dim=0)
+    # In one dimension the optimal transport pairs equal quantiles.
+    levels = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    difference = torch.quantile(real @ directions, levels, dim=0) - torch.quantile(fake @ directions, levels, dim=0)
+    return difference.square().mean().sqrt().item()
+
+
+class _Space(NamedTuple):
+    distance: Callable[[Tensor, Tensor], float]
+    on_features: bool
+
+
+METRICS = {
+    "frechet_distance": _Space(frechet_distance, True),
+    "kernel_distance": _Space(kernel_distance, True),
+    "sliced_wasserstein": _Space(sliced_wasserstein, False),
+}
+
+
+def measure(network: nn.Module, real: Tensor, groups: list[Tensor]) -> dict[str, Estimate]:
+    """Every metric of generated against real data.
+
+    Args:
+        network: from :func:`feature_network`.
+        real: (n, …).
+        groups: generated data, (m, …) each from a noise seed of its own. The value is that of all
+            of them together; the standard error is the jackknife's over the seeds.
+    """
+    spaces = {
+        True: (features(network, real), [features(network, group) for group in groups]),
+        False: (real, groups),
+    }
+    result = {}
+    for name, (distance, on_features) in METRICS.items():
+        reference, parts = spaces[on_features]
+        result[name] = Estimate(distance(reference, torch.cat(parts)), _jackknife(distance, reference, parts))
+    return result
+
+
+def _jackknife(distance: Callable[[Tensor, Tensor], float], reference: Tensor, parts: list[Tensor]) -> float:
+    """Standard error from the spread of the values with one part left out at a time."""
+    if len(parts) < 2:
+        return float("nan")
+    left_out = torch.tensor(
+        [distance(reference, torch.cat(parts[:k] + parts[k + 1 :])) for k in range(len(parts))], dtype=torch.float64
+    )
+    return (left_out.var(correction=0) * (len(parts) - 1)).sqrt().item()
+
+
+def sampling_floor(network: nn.Module, real: Tensor, splits: int = 5, seed: int = 0) -> dict[str, Estimate]:
+    """Every metric of real against real: two random halves of the data, mean over several splits.
+
+    It is what a perfect model would score at that number of examples, len(real) // 2.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    half = len(real) // 2
+    values: dict[str, list[float]] = {name: [] for name in METRICS}
+    for _ in range(splits):
+        order = torch.randperm(len(real), generator=generator)
+        one, other = real[order[:half]], real[order[half : 2 * half]]
+        spaces = {True: (features(network, one), features(network, other)), False: (one, other)}
+        for name, (distance, on_features) in METRICS.items():
+            values[name].append(distance(*spaces[on_features]))
+    return {
+        name: Estimate(sum(found) / splits, torch.tensor(found, dtype=torch.float64).std().item() / splits**0.5)
+        for name, found in values.items()
+    }

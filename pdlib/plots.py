@@ -1,0 +1,209 @@
+"""Pictures: one colour for one thing throughout, told apart by the colour-blind too.
+
+Every function draws into the axes or figure it makes and returns the figure.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from torch import Tensor
+
+__all__ = [
+    "COLORS",
+    "METRIC_LABELS",
+    "STYLE",
+    "image_grid",
+    "plot_losses",
+    "plot_quality",
+    "plot_same_noise",
+    "plot_speed",
+    "save_image_grid",
+]
+
+# From the palette of Okabe and Ito, made to be told apart with any kind of colour vision.
+COLORS = {"distilled": "#0072B2", "ddim": "#D55E00", "stochastic": "#009E73", "real": "#555555"}
+MARKERS = {"distilled": "o", "ddim": "s", "stochastic": "^"}
+LABELS = {
+    "distilled": "distilled",
+    "ddim": "DDIM (undistilled teacher)",
+    "stochastic": "stochastic (teacher, ancestral)",
+}
+METRIC_LABELS = {
+    "frechet_distance": "Fréchet distance",
+    "kernel_distance": "kernel distance",
+    "sliced_wasserstein": "sliced Wasserstein distance",
+}
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def image_grid(images: Tensor, columns: int = 8, gap: int = 1) -> np.ndarray:
+    """Images (n, channels, height, width) in [-1, 1] as one array (height, width, 3) in [0, 1]."""
+    images = images.detach().cpu().float().clamp(-1, 1).expand(-1, 3, -1, -1) / 2 + 0.5
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    page = torch.ones(3, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for k, image in enumerate(images):
+        top, left = k // columns * (height + gap), k % columns * (width + gap)
+        page[:, top : top + height, left : left + width] = image
+    return page.permute(1, 2, 0).numpy()
+
+
+def save_image_grid(samples: Tensor, path: str | Path, columns: int = 8, scale: int = 8) -> None:
+    """Write samples to a PNG: images side by side, each pixel ``scale`` wide; or points as a scatter."""
+    with matplotlib.rc_context(STYLE):
+        if samples.ndim == 2:
+            figure = Figure(figsize=(5, 5))
+            _scatter(figure.add_subplot(), samples)
+            figure.savefig(path)
+        else:
+            page = image_grid(samples, min(columns, len(samples)))
+            matplotlib.image.imsave(path, page.repeat(scale, 0).repeat(scale, 1))
+
+
+def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> Figure:
+    """The paper's figure 4 for this run: a distance against the sampling steps, on log axes.
+
+    Args:
+        metrics: what ``metrics.json`` holds, see :func:`pdlib.reports.evaluate`.
+        metric: which of its metrics.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.8))
+        axes = figure.add_subplot()
+        for name, curve in metrics["curves"].items():
+            steps = sorted(map(int, curve))
+            values = np.array([curve[str(n)][metric] for n in steps])
+            axes.errorbar(
+                steps,
+                values[:, 0],
+                values[:, 1],
+                label=LABELS[name],
+                color=COLORS[name],
+                marker=MARKERS[name],
+                capsize=3,
+            )
+        floor, error = metrics["floor"][metric]
+        label = f"real against real ({metrics['floor_images']} images each)"
+        axes.axhline(floor, color=COLORS["real"], linestyle="--", label=label)
+        axes.axhspan(floor - error, floor + error, color=COLORS["real"], alpha=0.15, linewidth=0)
+        _log_steps(axes, steps)
+        if metric == "kernel_distance":  # unbiased, and so sometimes below 0
+            axes.set_yscale("symlog", linthresh=max(abs(floor) + error, 1e-4))
+        else:
+            axes.set_yscale("log")
+        axes.set_ylabel(f"{METRIC_LABELS[metric]} to real data\n(lower is better)")
+        axes.legend(fontsize=11)
+        return figure
+
+
+def plot_same_noise(rows: dict[str, Tensor], noise: Tensor) -> Figure:
+    """One row of samples for each network, all from the same noise, which is the first row.
+
+    Args:
+        rows: label of a network -> its samples, each (n, …) from the same n noises.
+        noise: those noises.
+    """
+    rows = {"noise": noise / 2, **rows}
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        if noise.ndim == 2:
+            columns = min(4, len(rows))
+            lines = -(-len(rows) // columns)
+            figure = Figure(figsize=(2.6 * columns, 2.7 * lines))
+            for axes, (label, samples) in zip(
+                figure.subplots(lines, columns, squeeze=False).flat, rows.items(), strict=False
+            ):
+                _scatter(axes, samples if label != "noise" else noise)
+                axes.set_title(label)
+            return figure
+        count = len(noise)
+        height = noise.shape[-2] / noise.shape[-1] * len(rows)
+        figure = Figure(figsize=(8, 8 * height / count + 0.2))
+        axes = figure.add_subplot()
+        axes.imshow(image_grid(torch.cat(list(rows.values())), count), interpolation="nearest")
+        pitch = noise.shape[-2] + 1
+        axes.set_yticks([k * pitch + noise.shape[-2] / 2 - 0.5 for k in range(len(rows))], list(rows))
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return figure
+
+
+def plot_losses(histories: dict[str, Tensor]) -> Figure:
+    """The loss of every training against the share of its updates that is done.
+
+    Args:
+        histories: label of a training -> its loss before each update. Shown as the mean over each
+            fiftieth of the updates.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.4))
+        axes = figure.add_subplot()
+        shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, max(len(histories) - 1, 1)))
+        for k, (label, losses) in enumerate(histories.items()):
+            parts = losses.tensor_split(min(50, len(losses)))
+            middle = (np.arange(len(parts)) + 0.5) / len(parts) * 100
+            color = "black" if k == 0 else shades[k - 1]
+            axes.plot(
+                middle,
+                [part.mean().item() for part in parts],
+                color=color,
+                linestyle="--" if k == 0 else "-",
+                label=label,
+            )
+        axes.set_yscale("log")
+        axes.set_xlabel("updates done (%)")
+        axes.set_ylabel("training loss")
+        axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return figure
+
+
+def plot_speed(metrics: dict[str, Any]) -> Figure:
+    """Time per image against the sampling steps, on log axes, beside a line of equal time per step."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 3.8))
+        axes = figure.add_subplot()
+        curve = metrics["curves"]["distilled"]
+        steps = sorted(map(int, curve))
+        times = np.array([curve[str(n)]["seconds_per_image"] for n in steps]) * 1e3
+        axes.plot(steps, times, color=COLORS["distilled"], marker="o", label="measured")
+        even = times[-1] / steps[-1] * np.array(steps)
+        axes.plot(steps, even, color=COLORS["real"], linestyle="--", label=f"time per step as at {steps[-1]} steps")
+        _log_steps(axes, steps)
+        axes.set_yscale("log")
+        axes.set_ylabel("time per image (ms)")
+        axes.legend(fontsize=11)
+        return figure
+
+
+def _log_steps(axes: Any, steps: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(steps))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xlabel("sampling steps N")
+
+
+def _scatter(axes: Any, points: Tensor) -> None:
+    points = points.detach().cpu().numpy()
+    axes.scatter(points[:, 0], points[:, 1], s=2, color=COLORS["distilled"], alpha=0.5, linewidths=0)
+    axes.set_aspect("equal")
+    axes.set_xlim(-2.2, 2.2)
+    axes.set_ylim(-2.2, 2.2)

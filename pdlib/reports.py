@@ -1,0 +1,550 @@
+"""A run and its report: teacher, chain of students, evaluation, and a page that shows them.
+
+A run is a folder. Everything in it is written when it is finished, and what is there is not
+computed again, so that a run stopped at any moment goes on when it is started again:
+
+    config.json                     the settings
+    teacher/, student-32/, …        config.json and model.safetensors, and training.safetensors
+    *.checkpoint                    of the training that is under way
+    metrics.json                    every figure; see :func:`evaluate` for its fields
+    report.ipynb, report.html       the executed notebook, and the page
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pdlib.data import Data, DataError, load_data
+from pdlib.denoiser import Denoiser
+from pdlib.distillation import progressive_distillation
+from pdlib.files import DamagedFileError, lock_folder, read_json, read_tensors, write_bytes, write_json, write_tensors
+from pdlib.metrics import feature_network, measure, sampling_floor
+from pdlib.plots import METRIC_LABELS
+from pdlib.predictions import output_channels
+from pdlib.sampling import sample_batches
+from pdlib.schedules import SCHEDULES
+from pdlib.settings import Settings, SettingsError, make_settings, settings_to_json
+from pdlib.training import Trained, denoising_loss, fit
+from pdlib.unet import MLP, UNet
+
+__all__ = ["Run", "default_folder", "evaluate", "execute", "from_notebook", "new_denoiser", "run", "write_report"]
+
+CURVES = ("distilled", "ddim", "stochastic")
+"""The student made for N steps; the undistilled teacher by DDIM; the teacher by ancestral steps."""
+
+
+def default_folder(preset: str = "default", **overrides: Any) -> Path:
+    """``runs/`` and then the preset's name and the overridden settings."""
+    parts = [preset, *(f"{key}={value}" for key, value in sorted(overrides.items()))]
+    return Path("runs") / "-".join(parts).replace(os.sep, "_")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, opened: what is finished in it can be read."""
+
+    folder: Path
+    settings: Settings
+
+    @property
+    def finished(self) -> bool:
+        """Whether every figure has been computed."""
+        path = self.folder / "metrics.json"
+        return path.is_file() and self.metrics["complete"]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds."""
+        return read_json(self.folder / "metrics.json")
+
+    @cached_property
+    def data(self) -> Data:
+        """The data of the run, loaded, and checked against the network."""
+        data = load_data(self.settings.data)
+        multiple = 2 ** (len(self.settings.multipliers) - 1)
+        if data.is_image and (data.shape[1] % multiple or data.shape[2] % multiple):
+            raise DataError(
+                f"data={self.settings.data!r} has images of {data.shape[1]}×{data.shape[2]}; with multipliers="
+                f"{self.settings.multipliers} height and width must divide by {multiple}: resize the images, or use "
+                "fewer multipliers"
+            )
+        return data
+
+    def part(self, steps: int) -> Path:
+        """The folder of the teacher (N = settings.steps) or of the student with so many steps."""
+        return self.folder / ("teacher" if steps == self.settings.steps else f"student-{steps}")
+
+    def denoiser(self, steps: int) -> Denoiser:
+        """The teacher or a student, loaded."""
+        return Denoiser.load(self.part(steps), self.settings.device)
+
+    def history(self, steps: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Losses and gradient norms by update of the teacher or a student; and seconds and updates."""
+        return read_tensors(self.part(steps) / "training.safetensors")
+
+
+def new_denoiser(settings: Settings, data: Data) -> Denoiser:
+    """The untrained network that the settings ask for, its weights drawn from the settings' seed."""
+    channels = data.shape[0]
+    out_channels = output_channels(settings.prediction, channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        if data.is_image:
+            network: nn.Module = UNet(
+                channels, out_channels, settings.width, settings.multipliers, settings.blocks, settings.attention
+            )
+        else:
+            network = MLP(channels, out_channels, 4 * settings.width)
+    denoiser = Denoiser(network, settings.prediction, SCHEDULES[settings.schedule]())
+    return denoiser.to(settings.device, memory_format=torch.channels_last)
+
+
+def execute(
+    preset: str = "default", folder: str | Path | None = None, *, progress: bool = True, **overrides: Any
+) -> Run:
+    """Train the teacher and every student and evaluate them, or go on where an earlier call stopped.
+
+    Args:
+        preset: ``"default"`` or ``"smoke"``.
+        folder: where the run lives; by default :func:`default_folder`.
+        progress: show progress bars.
+        **overrides: any of :class:`pdlib.settings.Settings` by name.
+
+    Returns:
+        The finished run. If it was finished already, nothing is computed.
+
+    Raises:
+        SettingsError: for settings that are unknown or not allowed, or that differ from those of
+            the run that the folder holds. Nothing is written then.
+        DataError: where the data cannot be used.
+        DamagedFileError: where a file of the run is damaged.
+        BlockingIOError: where another run is at work in the folder.
+        NotFiniteError: where a loss becomes NaN.
+        OSError: where the disk is full.
+    """
+    settings = make_settings(preset, **overrides)
+    run = Run(Path(folder) if folder else default_folder(preset, **overrides), settings)
+    _check_folder(run)
+    if run.finished:
+        return run
+    data = run.data
+    _check_disk(run)
+    with lock_folder(run.folder):
+        write_json(run.folder / "config.json", settings_to_json(settings))
+        students = _train(run, data, progress)
+        evaluate(run, students, progress)
+    return run
+
+
+def run(preset: str = "default", folder: str | Path | None = None, *, progress: bool = True, **overrides: Any) -> Path:
+    """:func:`execute`, then :func:`write_report`. Returns the path of ``report.html``."""
+    finished = execute(preset, folder, progress=progress, **overrides)
+    return write_report(finished, preset, overrides, progress=progress)
+
+
+def _check_folder(run: Run) -> None:
+    """Refuse a folder that belongs to another run, or to something else."""
+    config = run.folder / "config.json"
+    if not config.is_file():
+        if run.folder.is_dir() and any(path.name != ".lock" for path in run.folder.iterdir()):
+            raise SettingsError(
+                f"folder={run.folder} is not empty and holds no run: choose another folder; nothing was written"
+            )
+        return
+    there, wanted = read_json(config), settings_to_json(run.settings)
+    different = [key for key in wanted if there.get(key) != wanted[key]]
+    if different or set(there) != set(wanted):
+        shown = ", ".join(f"{key}={there.get(key)!r} there and {wanted[key]!r} here" for key in different[:4])
+        raise SettingsError(
+            f"folder={run.folder} holds a run with other settings ({shown}): choose another folder, or give its "
+            "settings; nothing was written"
+        )
+
+
+def _check_disk(run: Run) -> None:
+    """Refuse to start where the disk cannot hold the run."""
+    parent = next(path for path in [run.folder, *run.folder.absolute().parents] if path.exists())
+    parameters = sum(value.numel() for value in new_denoiser(run.settings, run.data).parameters())
+    # Per parameter 4 bytes for each finished network, and 4 × 4 for each of two checkpoints.
+    needed = parameters * 4 * (len(run.settings.evaluated_steps) + 8) + 20_000_000
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OSError(
+            f"folder={run.folder}: the disk has {free / 1e6:.0f} MB free and the run needs {needed / 1e6:.0f} MB: "
+            "free some space or choose another folder"
+        )
+
+
+def _train(run: Run, data: Data, progress: bool) -> dict[int, Denoiser]:
+    """Teacher and students by N, trained, or loaded where they are finished."""
+    settings = run.settings
+    x = data.x.to(settings.device)
+    grid_steps = settings.steps if settings.discrete_teacher else None
+
+    def loss(denoiser: Denoiser, x: Tensor, generator: torch.Generator) -> Tensor:
+        return denoising_loss(denoiser, x, generator, settings.loss_weighting, grid_steps)
+
+    models: dict[int, Denoiser] = {}
+    done = [steps for steps in settings.evaluated_steps if (run.part(steps) / "config.json").is_file()]
+    for steps in done:
+        models[steps] = run.denoiser(steps)
+    if settings.steps not in models:
+        checkpoint = run.folder / "teacher.checkpoint"
+        trained = fit(
+            new_denoiser(settings, data),
+            loss,
+            x,
+            settings.teacher_training,
+            seed=settings.seed,
+            label="teacher",
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        models[settings.steps] = _keep(run, settings.steps, trained.ema, trained, checkpoint)
+    start = min(models)
+    if start == settings.end_steps:
+        return models
+    stages = progressive_distillation(
+        models[start],
+        x,
+        start,
+        settings.end_steps,
+        settings.stage_training,
+        seed=settings.seed,
+        updates=settings.updates_by_stage,
+        weighting=settings.loss_weighting,
+        clip=settings.clip_x,
+        weights=settings.weights,
+        folder=run.folder,
+        progress=progress,
+    )
+    for stage in stages:
+        checkpoint = run.folder / f"student-{stage.steps}.checkpoint"
+        models[stage.steps] = _keep(run, stage.steps, stage.student, stage.trained, checkpoint)
+    return models
+
+
+def _keep(run: Run, steps: int, denoiser: Denoiser, trained: Trained, checkpoint: Path) -> Denoiser:
+    """Write a finished network, its config.json last, and only then drop its checkpoint."""
+    write_tensors(
+        run.part(steps) / "training.safetensors",
+        {"losses": trained.losses, "gradient_norms": trained.gradient_norms},
+        {"seconds": trained.seconds, "updates": len(trained.losses)},
+    )
+    denoiser.save(run.part(steps))
+    checkpoint.unlink(missing_ok=True)
+    return denoiser
+
+
+def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> dict[str, Any]:
+    """Measure every curve at every number of steps, and write ``metrics.json`` as it goes.
+
+    Its fields:
+
+    ``complete``
+        whether every figure below is there.
+    ``curves``
+        for each of ``distilled`` (the student made for N steps; at the teacher's N the teacher),
+        ``ddim`` (the undistilled teacher) and ``stochastic`` (the teacher with ancestral steps), by
+        N: each metric as ``[value, standard error over noise seeds]``, ``seconds_per_image``, and
+        ``ratio``, its Fréchet distance over that of the teacher's DDIM at its own N.
+    ``floor``
+        each metric of real against real, two random halves: ``[value, standard error]``.
+    ``images``, ``real_images``, ``floor_images``
+        how many images each is computed from.
+    ``training``
+        for each N: ``seconds``, ``updates``, and the mean loss of the last tenth of them.
+    ``seconds``
+        of each part of the run.
+    ``peak_memory_mb``
+        the most memory the process held.
+    ``settings``, ``versions``, ``machine``
+        what was run, with what, and on what.
+    """
+    settings = run.settings
+    data = run.data
+    network = feature_network(data, progress=progress)
+    path = run.folder / "metrics.json"
+    metrics = read_json(path) if path.is_file() else {"complete": False, "curves": {name: {} for name in CURVES}}
+    curves = metrics["curves"]
+    highest_first = settings.evaluated_steps
+    teacher = models[settings.steps]
+    jobs = [(name, steps) for name in CURVES for steps in highest_first]
+    total = sum(steps for name, steps in jobs if str(steps) not in curves[name])
+    with tqdm(total=total, desc="evaluate", unit="step", disable=not progress) as bar:
+        for name, steps in jobs:
+            if str(steps) in curves[name]:
+                continue
+            if name == "ddim" and steps == settings.steps:  # the same sampler on the same network
+                curves[name][str(steps)] = curves["distilled"][str(steps)] | {"seconds": 0.0}
+            else:
+                bar.set_postfix(curve=name, steps=steps)
+                sampler = "ancestral" if name == "stochastic" else "ddim"
+                model = models[steps] if name == "distilled" else teacher
+                curves[name][str(steps)] = _evaluate_one(run, network, model, steps, sampler)
+            bar.update(steps)
+            write_json(path, metrics)
+    base = curves["ddim"][str(settings.steps)]["frechet_distance"][0]
+    for name, steps in jobs:
+        entry = curves[name][str(steps)]
+        entry["ratio"] = entry["frechet_distance"][0] / base
+    metrics["floor"] = {name: list(found) for name, found in sampling_floor(network, data.x).items()}
+    metrics["images"] = settings.noise_seeds * settings.images_per_seed
+    metrics["real_images"], metrics["floor_images"] = len(data.x), len(data.x) // 2
+    metrics["training"] = {str(steps): _training_summary(run, steps) for steps in highest_first}
+    seconds = {name: sum(entry.pop("seconds") for entry in curve.values()) for name, curve in curves.items()}
+    metrics["seconds"] = {
+        "teacher": metrics["training"][str(settings.steps)]["seconds"],
+        "students": sum(metrics["training"][str(steps)]["seconds"] for steps in highest_first[1:]),
+        "evaluation": sum(seconds.values()),
+    }
+    metrics["peak_memory_mb"] = peak_memory_mb()
+    metrics["settings"] = settings_to_json(settings)
+    metrics["versions"], metrics["machine"] = _versions(), _machine()
+    metrics["complete"] = True
+    write_json(path, metrics)
+    return metrics
+
+
+def _evaluate_one(run: Run, network: nn.Module, model: Denoiser, steps: int, sampler: str) -> dict[str, Any]:
+    """Every metric at one number of steps, and how long an image takes."""
+    settings, data = run.settings, run.data
+    started = time.monotonic()
+    groups = []
+    for k in range(settings.noise_seeds):
+        generator = torch.Generator(settings.device).manual_seed(1_000_003 * (settings.seed + 1) + k)
+        groups.append(
+            sample_batches(
+                model,
+                steps,
+                settings.images_per_seed,
+                data.shape,
+                generator=generator,
+                sampler=sampler,
+                variance=settings.sampler_variance,
+            )
+        )
+    sampled = time.monotonic()
+    found: dict[str, Any] = {name: list(value) for name, value in measure(network, data.x, groups).items()}
+    found["seconds_per_image"] = (sampled - started) / (settings.noise_seeds * settings.images_per_seed)
+    found["seconds"] = time.monotonic() - started
+    return found
+
+
+def _training_summary(run: Run, steps: int) -> dict[str, Any]:
+    tensors, metadata = run.history(steps)
+    last = tensors["losses"][-max(1, len(tensors["losses"]) // 10) :]
+    return {"seconds": metadata["seconds"], "updates": metadata["updates"], "final_loss": last.mean().item()}
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("pdlib", "torch", "torchmetrics", "scikit-learn", "papermill"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {"system": platform.system(), "processor": name, "threads": torch.get_num_threads()}
+
+
+def from_notebook(namespace: dict[str, Any]) -> Run:
+    """:func:`execute` with the parameters that stand in a notebook, for the report's template.
+
+    Args:
+        namespace: the notebook's ``globals()``. Every plain value in it is taken for a parameter:
+            ``preset``, ``folder``, or a setting, where ``None`` means "as the preset has it".
+
+    Raises:
+        SettingsError: for a parameter that is no setting, as one line.
+    """
+    plain = (str, int, float, bool, tuple, list, type(None))
+    hidden = {"In", "Out", "exit", "quit"}
+    parameters = {
+        name: value
+        for name, value in namespace.items()
+        if isinstance(value, plain) and not name.startswith("_") and name not in hidden
+    }
+    preset = parameters.pop("preset", None) or "default"
+    folder = parameters.pop("folder", None)
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return execute(preset, folder, **given)
+
+
+def template() -> Path:
+    """The report's notebook: in the installed package, or in the repository's ``notebooks/``."""
+    here = Path(__file__).parent
+    places = [here / "report.ipynb", here.parent / "notebooks" / "report.ipynb"]
+    return next(path for path in places if path.is_file())
+
+
+def write_report(run: Run, preset: str, overrides: dict[str, Any], progress: bool = True) -> Path:
+    """Execute the report's notebook on a finished run, and write it as one page that needs nothing else.
+
+    Returns:
+        The path of ``report.html``, beside ``report.ipynb`` in the run's folder.
+    """
+    import nbformat
+    import papermill
+
+    part = run.folder / "report.part.ipynb"
+    parameters = {"preset": preset, "folder": str(run.folder.absolute())} | {
+        key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        papermill.execute_notebook(
+            str(template()),
+            str(part),
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=progress,
+            log_output=False,
+        )
+    notebook = nbformat.read(part, as_version=4)
+    page = to_html(notebook)
+    write_bytes(run.folder / "report.ipynb", nbformat.writes(notebook).encode())
+    write_bytes(run.folder / "report.html", page.encode())
+    part.unlink()
+    return run.folder / "report.html"
+
+
+def to_html(notebook: Any) -> str:
+    """A notebook's text and outputs, without its code, as one page that makes no request to any host."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    for name in ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"):
+        if hasattr(exporter, name):
+            setattr(exporter, name, "")
+    return exporter.from_notebook_node(notebook)[0]
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a run's folder that :func:`execute` made.
+
+    Raises:
+        FileNotFoundError: where the folder holds no run.
+        DamagedFileError: where its config.json cannot be read as settings.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
+    try:
+        return Run(folder, make_settings(**read_json(folder / "config.json")))
+    except (SettingsError, TypeError) as error:
+        raise DamagedFileError(f"{folder / 'config.json'} does not hold a run's settings: {error}") from error
+
+
+def describe_run(metrics: dict[str, Any]) -> str:
+    """What was run, with what, on what, and how long it took, as Markdown."""
+    settings, seconds, machine = metrics["settings"], metrics["seconds"], metrics["machine"]
+    reference = settings_to_json(Settings())
+    changed = [f"{name} = {value}" for name, value in settings.items() if value != reference[name]]
+    shown = (
+        "data",
+        "prediction",
+        "weighting",
+        "schedule",
+        "steps",
+        "end_steps",
+        "teacher_updates",
+        "stage_updates",
+        "seed",
+    )
+    rows = [
+        ("settings", ", ".join(f"{name} = {settings[name]}" for name in shown)),
+        ("settings that differ from the defaults", ", ".join(changed) or "none"),
+        ("images", f"{metrics['images']:,} generated for each figure, {metrics['real_images']:,} real"),
+        ("time", ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())),
+        ("peak memory", f"{metrics['peak_memory_mb']:.0f} MB"),
+        ("versions", ", ".join(f"{name} {value}" for name, value in metrics["versions"].items())),
+        ("machine", f"{machine['processor']}, {machine['threads']} threads, {machine['system']}"),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)])
+
+
+def describe_quality(metrics: dict[str, Any]) -> str:
+    """The figure's message in words, from its numbers."""
+    curves = metrics["curves"]
+    few, *_, most = sorted(map(int, curves["distilled"]))
+    distilled, ddim = (curves[name][str(few)]["ratio"] for name in ("distilled", "ddim"))
+    return (
+        f"With {_steps(few)}, the distilled student is at **{distilled:.2f} times** the teacher's distance at "
+        f"{most} steps; the teacher itself, asked to sample with {_steps(few)}, is at {ddim:.1f} times."
+    )
+
+
+def describe_same_noise(rows: dict[str, Tensor]) -> str:
+    """How far each network's samples are from the first's, in words."""
+    (first, reference), *others = rows.items()
+    parts = [f"{label}: {(samples - reference).square().mean().sqrt():.3f}" for label, samples in others]
+    return f"Root mean square difference from the samples of {first}, on a scale of −1 to 1: {', '.join(parts)}."
+
+
+def describe_speed(metrics: dict[str, Any]) -> str:
+    """How many times more images per second the last student makes, in words."""
+    curve = metrics["curves"]["distilled"]
+    few, *_, most = sorted(map(int, curve))
+    rates = {steps: 1 / curve[str(steps)]["seconds_per_image"] for steps in (few, most)}
+    return (
+        f"{_steps(few).capitalize()}: {rates[few]:,.0f} images per second; {most} steps: {rates[most]:,.0f}. "
+        f"That is **{rates[few] / rates[most]:.0f} times** as many."
+    )
+
+
+def figures_table(metrics: dict[str, Any]) -> str:
+    """Every figure of ``metrics.json`` by curve and steps, as Markdown."""
+    names = list(METRIC_LABELS)
+    lines = [
+        f"| network | steps | {' | '.join(METRIC_LABELS.values())} | ratio | ms per image |",
+        "|---|---:|" + "---:|" * (len(names) + 2),
+    ]
+    for curve, entries in metrics["curves"].items():
+        for steps in sorted(map(int, entries), reverse=True):
+            entry = entries[str(steps)]
+            values = " | ".join(_with_error(*entry[name]) for name in names)
+            lines.append(
+                f"| {curve} | {steps} | {values} | {entry['ratio']:.3f} | {entry['seconds_per_image'] * 1e3:.3f} |"
+            )
+    floor = " | ".join(_with_error(*metrics["floor"][name]) for name in names)
+    lines.append(f"| real against real ({metrics['floor_images']} images each) | | {floor} | | |")
+    return "\n".join(lines)
+
+
+def _steps(count: int) -> str:
+    return "one step" if count == 1 else f"{count} steps"
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{value:.3g} ± {error:.1g}" if abs(value) >= 1e-2 else f"{value:.5f} ± {error:.5f}"

@@ -1,0 +1,269 @@
+"""The settings of a run: their names, their defaults, the presets, and what is checked of them."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from pdlib.distillation import stage_steps
+from pdlib.predictions import PREDICTIONS
+from pdlib.schedules import SCHEDULES
+from pdlib.training import TrainingSettings
+from pdlib.weightings import WEIGHTINGS, Clipped, clipped
+
+__all__ = ["PRESETS", "Settings", "SettingsError", "make_settings", "parse_setting"]
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, or its value is not allowed. In a notebook it shows as one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run computes."""
+
+    data: str = "digits"
+    """Name or path, see :func:`pdlib.data.load_data`."""
+    prediction: str = "v"
+    """What the networks predict: x, eps, v or both."""
+    weighting: str = "truncated_snr"
+    """The loss weighting of teacher and students."""
+    clip_min: float | None = None
+    """Lower end of the clip of the weighting."""
+    clip_max: float | None = None
+    """Upper end of the clip of the weighting."""
+    schedule: str = "cosine"
+    """One of :data:`pdlib.schedules.SCHEDULES`."""
+    steps: int = 64
+    """N of the teacher, where the chain starts."""
+    end_steps: int = 1
+    """N of the last student."""
+    discrete_teacher: bool = False
+    """Train the teacher on the grid i/steps instead of in continuous time."""
+    teacher_updates: int = 4000
+    """Parameter updates of the teacher."""
+    stage_updates: int = 600
+    """Parameter updates of a stage."""
+    few_step_updates: int | None = None
+    """Parameter updates of the stages of 4 steps and fewer; as many as the others if none."""
+    batch_size: int = 128
+    """Examples per update."""
+    learning_rate: float = 1e-3
+    """The teacher's highest learning rate."""
+    stage_learning_rate: float = 5e-4
+    """The students' highest learning rate."""
+    anneal: str = "linear"
+    """How learning rates fall: linear, cosine or constant."""
+    ema: float = 0.999
+    """Decay of the teacher's weight average."""
+    stage_ema: float = 0.99
+    """Decay of the students' weight average."""
+    weights: str = "ema"
+    """What a student hands on: ema or raw weights."""
+    clip_x: float | None = None
+    """Confine the teacher's x̂ in the target to [−clip_x, clip_x]."""
+    width: int = 32
+    """Feature channels of the network."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Width of each resolution of the UNet."""
+    blocks: int = 1
+    """Residual blocks at each resolution."""
+    attention: tuple[int, ...] = ()
+    """Resolutions of the UNet with self-attention, besides the middle."""
+    sampler_variance: float = 0.0
+    """Of the stochastic sampler: 0 small, 1 large."""
+    noise_seeds: int = 5
+    """Evaluations with noise of their own, for the standard errors."""
+    images_per_seed: int = 1024
+    """Images generated from each."""
+    seed: int = 0
+    """Of weights, batches, times and noise."""
+    device: str = "cpu"
+    """Where to train: cpu, cuda, …"""
+
+    @property
+    def evaluated_steps(self) -> list[int]:
+        """N of the teacher and of every student, highest first."""
+        return [self.steps, *stage_steps(self.steps, self.end_steps)]
+
+    @property
+    def loss_weighting(self) -> str | Clipped:
+        """The weighting, clipped if asked for."""
+        if self.clip_min is None and self.clip_max is None:
+            return self.weighting
+        return clipped(self.weighting, self.clip_min, self.clip_max)
+
+    @property
+    def teacher_training(self) -> TrainingSettings:
+        """How the teacher is trained."""
+        return TrainingSettings(self.teacher_updates, self.batch_size, self.learning_rate, 100, self.anneal, self.ema)
+
+    @property
+    def stage_training(self) -> TrainingSettings:
+        """How a student is trained."""
+        return TrainingSettings(
+            self.stage_updates, self.batch_size, self.stage_learning_rate, 20, self.anneal, self.stage_ema
+        )
+
+    @property
+    def updates_by_stage(self) -> dict[int, int]:
+        """Where a stage's number of updates is not ``stage_updates``, by N."""
+        return {} if self.few_step_updates is None else dict.fromkeys((1, 2, 4), self.few_step_updates)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "smoke": {
+        "steps": 8,
+        "teacher_updates": 150,
+        "stage_updates": 30,
+        "batch_size": 64,
+        "width": 16,
+        "noise_seeds": 2,
+        "images_per_seed": 128,
+    },
+}
+"""Settings that differ from the defaults, by name."""
+
+
+def make_settings(preset: str = "default", **overrides: Any) -> Settings:
+    """The settings of a preset with some of them overridden, checked.
+
+    Raises:
+        SettingsError: for an unknown preset or setting, or a value that is not allowed.
+    """
+    if preset not in PRESETS:
+        raise SettingsError(f"preset={preset!r} is unknown; it must be one of {', '.join(PRESETS)}")
+    types_of = _types()
+    chosen = dict(PRESETS[preset])
+    for name, value in overrides.items():
+        if name not in types_of:
+            raise SettingsError(f"{name}={value!r}: there is no setting {name!r}{_suggestion(name, types_of)}")
+        chosen[name] = _coerced(name, value, types_of[name])
+    settings = replace(Settings(), **chosen)
+    _check(settings)
+    return settings
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"key=value"`` from a command line to the setting's name and its value.
+
+    Raises:
+        SettingsError: for text that is not key=value, an unknown key, or a value of the wrong type.
+    """
+    name, equals, value = text.partition("=")
+    types_of = _types()
+    if not equals:
+        raise SettingsError(f"--set {text}: write it as key=value, without spaces")
+    if name not in types_of:
+        raise SettingsError(f"--set {text}: there is no setting {name!r}{_suggestion(name, types_of)}")
+    return name, _coerced(name, value, types_of[name])
+
+
+def settings_to_json(settings: Settings) -> dict[str, Any]:
+    """As a dictionary that JSON holds unchanged."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
+
+
+def _types() -> dict[str, Any]:
+    hints = typing.get_type_hints(Settings)
+    return {field.name: hints[field.name] for field in fields(Settings)}
+
+
+def _suggestion(name: str, known: dict[str, Any]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the settings are {', '.join(known)}"
+
+
+def _coerced(name: str, value: Any, kind: Any) -> Any:
+    """The value as the setting's type, from text or from Python."""
+    if isinstance(kind, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            return None
+        (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
+    try:
+        if kind is bool:
+            if str(value).lower() not in ("true", "false"):
+                raise ValueError
+            return str(value).lower() == "true"
+        if typing.get_origin(kind) is tuple:
+            parts = value.strip("()[] ").split(",") if isinstance(value, str) else value
+            return tuple(int(part) for part in parts if part != "")
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        if kind is not str and isinstance(value, bool):
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError):
+        expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(
+            kind, "whole numbers, as in 1,2"
+        )
+        raise SettingsError(f"{name}={value!r}: must be {expected}") from None
+
+
+def _check(s: Settings) -> None:
+    allowed = {
+        "prediction": PREDICTIONS,
+        "weighting": WEIGHTINGS,
+        "schedule": tuple(SCHEDULES),
+        "anneal": ("linear", "cosine", "constant"),
+        "weights": ("ema", "raw"),
+    }
+    for name, names in allowed.items():
+        value = getattr(s, name)
+        if value not in names:
+            raise SettingsError(f"{name}={value!r} is unknown; it must be one of {', '.join(names)}")
+    ranges = {
+        "steps": (1, math.inf),
+        "end_steps": (1, math.inf),
+        "teacher_updates": (1, math.inf),
+        "stage_updates": (1, math.inf),
+        "few_step_updates": (1, math.inf),
+        "batch_size": (1, math.inf),
+        "learning_rate": (1e-12, 1e3),
+        "stage_learning_rate": (1e-12, 1e3),
+        "ema": (0, 1 - 1e-9),
+        "stage_ema": (0, 1 - 1e-9),
+        "clip_x": (1e-12, math.inf),
+        "width": (4, math.inf),
+        "blocks": (1, math.inf),
+        "sampler_variance": (0, 1),
+        "noise_seeds": (2, math.inf),
+        "images_per_seed": (65, math.inf),
+        "seed": (0, 2**62),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(s, name)
+        if value is not None and not low <= value <= high:
+            bound = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise SettingsError(f"{name}={value}: must be {bound}")
+    try:
+        stage_steps(s.steps, s.end_steps)
+        s.loss_weighting  # noqa: B018
+        torch.device(s.device)
+        if torch.device(s.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={s.device!r}: there is no CUDA device here; use device=cpu")
+    except (ValueError, RuntimeError) as error:
+        raise SettingsError(str(error).splitlines()[0]) from None
+    last_alpha = SCHEDULES[s.schedule]().alpha_sigma(torch.ones(1))[0].item()
+    if s.prediction == "eps" and last_alpha == 0:
+        finite = [name for name, make in SCHEDULES.items() if make().alpha_sigma(torch.ones(1))[0].item() > 0]
+        raise SettingsError(
+            f"prediction='eps' with schedule={s.schedule!r}: α_1 = 0, where x̂ = (z − σ ε̂)/α divides by 0; "
+            f"use prediction v, x or both, or a schedule with α_1 > 0: {', '.join(finite)}"
+        )
+    if not s.multipliers or min(s.multipliers) < 1:
+        raise SettingsError(f"multipliers={s.multipliers}: must be whole numbers of 1 or more, as in 1,2")
+    if s.attention and not set(s.attention) <= set(range(len(s.multipliers))):
+        raise SettingsError(
+            f"attention={s.attention}: must name resolutions from 0 to {len(s.multipliers) - 1}, one for each multiplier"
+        )
