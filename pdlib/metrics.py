@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +47,7 @@ class Estimate(NamedTuple):
 
 
 class _Classifier(nn.Module):
-    """Three convolutions and a hidden layer of 64, whose activations are the features."""
+    """Three convolutions and a hidden layer of 64; its activations, standardised, are the features."""
 
     def __init__(self, channels: int, classes: int):
         super().__init__()
@@ -63,16 +64,19 @@ class _Classifier(nn.Module):
             nn.SiLU(),
         )
         self.classify = nn.Linear(64, classes)
+        self.register_buffer("mean", torch.zeros(64))
+        self.register_buffer("deviation", torch.ones(64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.hidden(x)
+        return (self.hidden(x) - self.mean) / self.deviation
 
 
 def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn.Module:
     """The network in whose features distances are taken: x of the data's shape -> (n, features).
 
-    For images, a small classifier of the labels (of four rotations where there are no labels),
-    trained once on these data, the same way every time, and kept in the folder ``$PDLIB_CACHE``, or
+    For images, the last hidden layer of a small classifier of the labels (of four rotations where
+    there are no labels), each feature scaled to mean 0 and variance 1 over the data. It is trained
+    once on these data, the same way every time, and kept in the folder ``$PDLIB_CACHE``, or
     ``~/.cache/pdlib``. For points, the identity.
     """
     if not data.is_image:
@@ -110,8 +114,11 @@ def _train_classifier(network: nn.Module, x: Tensor, labels: Tensor, updates: in
         batch = torch.randint(len(x), (128,), generator=generator)
         noisy = x[batch] + 0.1 * torch.randn(x[batch].shape, generator=generator)
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(network.classify(network(noisy)), labels[batch]).backward()
+        F.cross_entropy(network.classify(network.hidden(noisy)), labels[batch]).backward()
         optimizer.step()
+    found = features(network.hidden, x)
+    network.mean.copy_(found.mean(0))
+    network.deviation.copy_(found.std(0).clamp(min=1e-3 * found.std()))
 
 
 @torch.no_grad()
@@ -148,7 +155,9 @@ def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 10, subset_size: 
     0 in expectation for equal distributions, and so sometimes negative.
     """
     size = min(subset_size, len(real), len(fake))
-    metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that features are kept in memory: that is why they are small
+        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ def save_image_grid(samples: Tensor, path: str | Path, columns: int = 8, scale: 
     """Write samples to a PNG: images side by side, each pixel ``scale`` wide; or points as a scatter."""
     with matplotlib.rc_context(STYLE):
         if samples.ndim == 2:
-            figure = Figure(figsize=(5, 5))
+            figure = _new_figure(figsize=(5, 5))
             _scatter(figure.add_subplot(), samples)
             figure.savefig(path)
         else:
@@ -85,7 +86,7 @@ def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> F
         metric: which of its metrics.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.8))
+        figure = _new_figure(figsize=(7.5, 4.8))
         axes = figure.add_subplot()
         for name, curve in metrics["curves"].items():
             steps = sorted(map(int, curve))
@@ -125,7 +126,7 @@ def plot_same_noise(rows: dict[str, Tensor], noise: Tensor) -> Figure:
         if noise.ndim == 2:
             columns = min(4, len(rows))
             lines = -(-len(rows) // columns)
-            figure = Figure(figsize=(2.6 * columns, 2.7 * lines))
+            figure = _new_figure(figsize=(2.6 * columns, 2.7 * lines))
             for axes, (label, samples) in zip(
                 figure.subplots(lines, columns, squeeze=False).flat, rows.items(), strict=False
             ):
@@ -134,7 +135,7 @@ def plot_same_noise(rows: dict[str, Tensor], noise: Tensor) -> Figure:
             return figure
         count = len(noise)
         height = noise.shape[-2] / noise.shape[-1] * len(rows)
-        figure = Figure(figsize=(8, 8 * height / count + 0.2))
+        figure = _new_figure(figsize=(8, 8 * height / count + 0.2))
         axes = figure.add_subplot()
         axes.imshow(image_grid(torch.cat(list(rows.values())), count), interpolation="nearest")
         pitch = noise.shape[-2] + 1
@@ -154,7 +155,7 @@ def plot_losses(histories: dict[str, Tensor]) -> Figure:
             fiftieth of the updates.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.4))
+        figure = _new_figure(figsize=(7.5, 4.4))
         axes = figure.add_subplot()
         shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, max(len(histories) - 1, 1)))
         for k, (label, losses) in enumerate(histories.items()):
@@ -178,7 +179,7 @@ def plot_losses(histories: dict[str, Tensor]) -> Figure:
 def plot_speed(metrics: dict[str, Any]) -> Figure:
     """Time per image against the sampling steps, on log axes, beside a line of equal time per step."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 3.8))
+        figure = _new_figure(figsize=(7.5, 3.8))
         axes = figure.add_subplot()
         curve = metrics["curves"]["distilled"]
         steps = sorted(map(int, curve))
@@ -191,6 +192,13 @@ def plot_speed(metrics: dict[str, Any]) -> Figure:
         axes.set_ylabel("time per image (ms)")
         axes.legend(fontsize=11)
         return figure
+
+
+def _new_figure(figsize: tuple[float, float]) -> Figure:
+    """A figure that a notebook shows where it is a cell's value, and nowhere else."""
+    figure = plt.figure(figsize=figsize)
+    plt.close(figure)
+    return figure
 
 
 def _log_steps(axes: Any, steps: list[int]) -> None:

@@ -444,8 +444,8 @@ def to_html(notebook: Any) -> str:
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    for name in ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url"):
-        if hasattr(exporter, name):
+    for name in exporter.trait_names():
+        if name.endswith("_url"):  # scripts from a host, for formulas, widgets and diagrams
             setattr(exporter, name, "")
     return exporter.from_notebook_node(notebook)[0]
 

@@ -6,6 +6,7 @@ is an ordinary starting point.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -134,7 +135,7 @@ def sample_batches(
     progress: str | None = None,
     **options,
 ) -> Tensor:
-    """The final samples alone, drawn batch by batch: memory holds one batch's walk at a time.
+    """The final samples alone, drawn batch by batch: memory holds one batch at a time.
 
     Args:
         denoiser, steps: as in :func:`sample`.
@@ -153,8 +154,7 @@ def sample_batches(
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
             z = torch.randn(size, *shape, generator=generator, device=generator.device)
-            for z in sample(denoiser, steps, z, generator=generator, **options):  # noqa: B020
-                pass
-            samples[start : start + size] = z
+            walk = sample(denoiser, steps, z, generator=generator, **options)
+            samples[start : start + size] = deque(walk, maxlen=1).pop()
             bar.update(size)
     return samples

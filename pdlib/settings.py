@@ -265,5 +265,6 @@ def _check(s: Settings) -> None:
         raise SettingsError(f"multipliers={s.multipliers}: must be whole numbers of 1 or more, as in 1,2")
     if s.attention and not set(s.attention) <= set(range(len(s.multipliers))):
         raise SettingsError(
-            f"attention={s.attention}: must name resolutions from 0 to {len(s.multipliers) - 1}, one for each multiplier"
+            f"attention={s.attention}: must name resolutions from 0 to {len(s.multipliers) - 1}, "
+            "one for each multiplier"
         )
