@@ -7,13 +7,19 @@ Everything becomes one float32 tensor in [-1, 1] or thereabouts: images of shape
 from __future__ import annotations
 
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from sklearn import datasets as sklearn_datasets
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["DATASETS", "TOYS", "Data", "DataError", "load_data"]
 
@@ -106,18 +112,23 @@ def _toy(name: str, points: int) -> np.ndarray:
 def _from_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         content = np.load(path, allow_pickle=False)
+        named = {"x": content} if isinstance(content, np.ndarray) else content
+        arrays = {name: named[name] for name in ("x", "y") if name in named}
     except FileNotFoundError:
         raise DataError(f"data={str(path)!r} was not found: check the path") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"data={str(path)!r} cannot be read as plain arrays (pickles are not opened): {error}"
         ) from None
-    if isinstance(content, np.ndarray):
-        x, labels = content, None
-    elif "x" in content:
-        x, labels = content["x"], content.get("y")
-    else:
-        raise DataError(f"data={str(path)!r} holds {', '.join(content.files)}: name the examples x, and labels y")
+    if "x" not in arrays:
+        raise DataError(f"data={str(path)!r} holds {', '.join(named)}: name the examples x, and labels y")
+    x, labels = arrays["x"], arrays.get("y")
+    if x.dtype.kind not in "fiu":
+        raise DataError(f"data={str(path)!r} holds values of type {x.dtype}: give floats or integers")
+    if labels is not None and (labels.dtype.kind not in "biu" or labels.min(initial=0) < 0):
+        raise DataError(
+            f"data={str(path)!r} has labels y that are not integers from 0 up: number the classes 0, 1, 2, …"
+        )
     if x.ndim == 3:
         x = x[:, None]
     return (x / 127.5 - 1 if np.issubdtype(x.dtype, np.integer) else x), labels
@@ -137,7 +148,7 @@ def _from_hugging_face(name: str, split: str) -> tuple[np.ndarray, np.ndarray | 
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     if not images:
         raise DataError(f"data={name!r} has no column of images, only {', '.join(features)}")
-    arrays = [np.asarray(image) for image in table[images[0]]]
+    arrays = [_pixels(image) for image in table[images[0]]]
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         examples = ", ".join(map(str, sorted(shapes, key=str)[:3]))
@@ -150,6 +161,12 @@ def _from_hugging_face(name: str, split: str) -> tuple[np.ndarray, np.ndarray | 
     return x, np.asarray(table[labels[0]]) if labels else None
 
 
+def _pixels(image: Image) -> np.ndarray:
+    """Grey or colour values of 0 … 255: black-and-white and palettes spelt out, transparency left out."""
+    modes = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB"}
+    return np.asarray(image.convert(modes[image.mode]) if image.mode in modes else image)
+
+
 def _checked(name: str, x: np.ndarray, labels: np.ndarray | None) -> Data:
     tensor = torch.as_tensor(np.ascontiguousarray(x), dtype=torch.float32)
     is_points = tensor.ndim == 2 and tensor.shape[1] == 2
@@ -158,8 +175,10 @@ def _checked(name: str, x: np.ndarray, labels: np.ndarray | None) -> Data:
             f"data={name!r} has shape {tuple(tensor.shape)}: it must be images (n, channels, height, width) with "
             "1 or 3 channels, images (n, height, width), or points (n, 2)"
         )
-    if len(tensor) < 2:
-        raise DataError(f"data={name!r} holds {len(tensor)} examples: at least 2 are needed")
+    if len(tensor) < 2 or tensor.numel() == 0:
+        raise DataError(
+            f"data={name!r} has shape {tuple(tensor.shape)}: at least 2 examples are needed, none of them empty"
+        )
     broken = ~tensor.flatten(1).isfinite().all(dim=1)
     if broken.any():
         first = int(broken.nonzero()[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pdlib.schedules import Schedule, expand
+from pdlib.schedules import Schedule
 
 __all__ = ["EmpiricalDenoiser", "GaussianDenoiser", "MixtureDenoiser"]
 
@@ -116,10 +116,10 @@ class EmpiricalDenoiser:
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """z: (batch, …) of the points' shape; t: (batch,). Returns E[x | z_t = z], in z's dtype."""
         alpha, sigma = self.schedule.alpha_sigma(t)
-        points = self.points.double()
-        distances = torch.cdist((z.double()).flatten(1)[:, None], (expand(alpha, points)[:, None] * points.flatten(1)))
+        points = self.points.double().flatten(1)
+        distances = torch.cdist(z.double().flatten(1)[:, None], alpha[:, None, None] * points)
         squares = distances[:, 0] ** 2
         excess = squares - squares.min(dim=1, keepdim=True).values
         # At σ = 0 the nearest point alone is left: its 0/0 is the exponent 0, the others' is −∞.
         weights = (-excess / (2 * sigma[:, None] ** 2)).nan_to_num(nan=0.0).softmax(dim=1)
-        return (weights @ points.flatten(1)).reshape(z.shape).to(z)
+        return (weights @ points).reshape(z.shape).to(z)

@@ -1,7 +1,7 @@
 """How far generated data are from real data: Fréchet, kernel and sliced Wasserstein distances.
 
-Fréchet and kernel distance compare features: for images the last hidden layer of a small
-classifier that the project trains itself on the data at hand, for points the points themselves.
+Fréchet and kernel distance compare features: for images the pooled last convolution of a
+small classifier that the project trains itself on the data at hand, for points the points themselves.
 The numbers are therefore comparable within one data set, and not with published FID.
 
 Heusel et al. 2017 (Fréchet), Bińkowski et al. 2018 (kernel), Rabin et al. 2012 (sliced Wasserstein).
@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 
+_RECIPE = 1  # raise it when the features change, so that no network of an older recipe is taken from the cache
+
+
 class Estimate(NamedTuple):
     """A value with its standard error."""
 
@@ -47,7 +50,10 @@ class Estimate(NamedTuple):
 
 
 class _Classifier(nn.Module):
-    """Three convolutions and a hidden layer of 64; its activations, standardised, are the features."""
+    """Three convolutions; the mean of the last one over the image, centred and scaled, is the features.
+
+    Inception's features in FID are the same: the pooled last convolution.
+    """
 
     def __init__(self, channels: int, classes: int):
         super().__init__()
@@ -58,14 +64,12 @@ class _Classifier(nn.Module):
             nn.SiLU(),
             nn.Conv2d(64, 64, 3, stride=2, padding=1),
             nn.SiLU(),
-            nn.AdaptiveAvgPool2d(2),
+            nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(256, 64),
-            nn.SiLU(),
         )
         self.classify = nn.Linear(64, classes)
         self.register_buffer("mean", torch.zeros(64))
-        self.register_buffer("deviation", torch.ones(64))
+        self.register_buffer("deviation", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.hidden(x) - self.mean) / self.deviation
@@ -74,8 +78,8 @@ class _Classifier(nn.Module):
 def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn.Module:
     """The network in whose features distances are taken: x of the data's shape -> (n, features).
 
-    For images, the last hidden layer of a small classifier of the labels (of four rotations where
-    there are no labels), each feature scaled to mean 0 and variance 1 over the data. It is trained
+    For images, the last hidden layer of a small classifier of the labels (of two or four rotations where
+    there are no labels), shifted to mean 0 and scaled by one factor to a mean variance of 1. It is trained
     once on these data, the same way every time, and kept in the folder ``$PDLIB_CACHE``, or
     ``~/.cache/pdlib``. For points, the identity.
     """
@@ -83,11 +87,12 @@ def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn
         return nn.Flatten()
     x, labels = data.x, data.labels
     if labels is None:
-        turns = torch.arange(len(x)) % 4
+        turns = torch.arange(len(x)) % 4 if x.shape[2] == x.shape[3] else torch.arange(len(x)) % 2 * 2
         x = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(x, turns, strict=True)])
         labels = turns
     network = _Classifier(data.shape[0], int(labels.max()) + 1)
-    key = hashlib.sha256(x.numpy().tobytes() + labels.numpy().tobytes() + str((updates, network)).encode())
+    shapes = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
+    key = hashlib.sha256(x.numpy().tobytes() + labels.numpy().tobytes() + str((_RECIPE, updates, shapes)).encode())
     path = cache_folder() / f"features-{key.hexdigest()[:16]}.safetensors"
     try:
         network.load_state_dict(read_tensors(path)[0])
@@ -118,7 +123,7 @@ def _train_classifier(network: nn.Module, x: Tensor, labels: Tensor, updates: in
         optimizer.step()
     found = features(network.hidden, x)
     network.mean.copy_(found.mean(0))
-    network.deviation.copy_(found.std(0).clamp(min=1e-3 * found.std()))
+    network.deviation.copy_(found.var(0).mean().sqrt())
 
 
 @torch.no_grad()
@@ -225,21 +230,17 @@ def _jackknife(distance: Callable[[Tensor, Tensor], float], reference: Tensor, p
     return (left_out.var(correction=0) * (len(parts) - 1)).sqrt().item()
 
 
-def sampling_floor(network: nn.Module, real: Tensor, splits: int = 5, seed: int = 0) -> dict[str, Estimate]:
-    """Every metric of real against real: two random halves of the data, mean over several splits.
+def sampling_floor(network: nn.Module, real: Tensor, groups: int, size: int, seed: int = 0) -> dict[str, Estimate]:
+    """Every metric of real against real: of as many images, drawn from the real ones with replacement.
 
-    It is what a perfect model would score at that number of examples, len(real) // 2.
+    It is what a model that reproduces the data perfectly would score. Disjoint halves of the data
+    would not do: all these distances fall with the number of images, and a half is fewer.
+
+    Args:
+        network, real: as in :func:`measure`.
+        groups, size: how many groups of how many images, as the generated ones come.
+        seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    half = len(real) // 2
-    values: dict[str, list[float]] = {name: [] for name in METRICS}
-    for _ in range(splits):
-        order = torch.randperm(len(real), generator=generator)
-        one, other = real[order[:half]], real[order[half : 2 * half]]
-        spaces = {True: (features(network, one), features(network, other)), False: (one, other)}
-        for name, (distance, on_features) in METRICS.items():
-            values[name].append(distance(*spaces[on_features]))
-    return {
-        name: Estimate(sum(found) / splits, torch.tensor(found, dtype=torch.float64).std().item() / splits**0.5)
-        for name, found in values.items()
-    }
+    draws = [real[torch.randint(len(real), (size,), generator=generator)] for _ in range(groups)]
+    return measure(network, real, draws)

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 from torch import Tensor
 
 __all__ = [
@@ -101,12 +101,13 @@ def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> F
                 capsize=3,
             )
         floor, error = metrics["floor"][metric]
-        label = f"real against real ({metrics['floor_images']} images each)"
-        axes.axhline(floor, color=COLORS["real"], linestyle="--", label=label)
+        axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
         axes.axhspan(floor - error, floor + error, color=COLORS["real"], alpha=0.15, linewidth=0)
         _log_steps(axes, steps)
         if metric == "kernel_distance":  # unbiased, and so sometimes below 0
-            axes.set_yscale("symlog", linthresh=max(abs(floor) + error, 1e-4))
+            near_zero = max(abs(floor) + error, 1e-4)
+            axes.set_yscale("symlog", linthresh=near_zero)
+            axes.set_ylim(bottom=-2 * near_zero)
         else:
             axes.set_yscale("log")
         axes.set_ylabel(f"{METRIC_LABELS[metric]} to real data\n(lower is better)")
@@ -189,6 +190,8 @@ def plot_speed(metrics: dict[str, Any]) -> Figure:
         axes.plot(steps, even, color=COLORS["real"], linestyle="--", label=f"time per step as at {steps[-1]} steps")
         _log_steps(axes, steps)
         axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("time per image (ms)")
         axes.legend(fontsize=11)
         return figure

@@ -264,9 +264,9 @@ def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> di
         N: each metric as ``[value, standard error over noise seeds]``, ``seconds_per_image``, and
         ``ratio``, its Fréchet distance over that of the teacher's DDIM at its own N.
     ``floor``
-        each metric of real against real, two random halves: ``[value, standard error]``.
-    ``images``, ``real_images``, ``floor_images``
-        how many images each is computed from.
+        each metric of real against real, see :func:`pdlib.metrics.sampling_floor`, in the same form.
+    ``images``, ``real_images``
+        how many generated and how many real images each is computed from.
     ``training``
         for each N: ``seconds``, ``updates``, and the mean loss of the last tenth of them.
     ``seconds``
@@ -303,9 +303,10 @@ def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> di
     for name, steps in jobs:
         entry = curves[name][str(steps)]
         entry["ratio"] = entry["frechet_distance"][0] / base
-    metrics["floor"] = {name: list(found) for name, found in sampling_floor(network, data.x).items()}
+    floor = sampling_floor(network, data.x, settings.noise_seeds, settings.images_per_seed)
+    metrics["floor"] = {name: list(found) for name, found in floor.items()}
     metrics["images"] = settings.noise_seeds * settings.images_per_seed
-    metrics["real_images"], metrics["floor_images"] = len(data.x), len(data.x) // 2
+    metrics["real_images"] = len(data.x)
     metrics["training"] = {str(steps): _training_summary(run, steps) for steps in highest_first}
     seconds = {name: sum(entry.pop("seconds") for entry in curve.values()) for name, curve in curves.items()}
     metrics["seconds"] = {
@@ -315,7 +316,7 @@ def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> di
     }
     metrics["peak_memory_mb"] = peak_memory_mb()
     metrics["settings"] = settings_to_json(settings)
-    metrics["versions"], metrics["machine"] = _versions(), _machine()
+    metrics["versions"], metrics["machine"] = _versions(), machine()
     metrics["complete"] = True
     write_json(path, metrics)
     return metrics
@@ -368,7 +369,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """The processor, its threads in use, and the system."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -538,7 +540,7 @@ def figures_table(metrics: dict[str, Any]) -> str:
                 f"| {curve} | {steps} | {values} | {entry['ratio']:.3f} | {entry['seconds_per_image'] * 1e3:.3f} |"
             )
     floor = " | ".join(_with_error(*metrics["floor"][name]) for name in names)
-    lines.append(f"| real against real ({metrics['floor_images']} images each) | | {floor} | | |")
+    lines.append(f"| real against real | | {floor} | | |")
     return "\n".join(lines)
 
 

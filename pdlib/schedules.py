@@ -274,8 +274,7 @@ class ZeroTerminalSNR(Schedule):
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         original, sigma = self.schedule.alpha_sigma(t)
-        scale = self._first / (self._first - self._last)
-        alpha = (original - self._last) * scale
+        alpha = (original - self._last) * self._first / (self._first - self._last)
         # 1 − α² = σ_o² + (α_o − α)(α_o + α): no cancellation near t = 0, where σ_o is small.
         sigma = (sigma**2 + (original - alpha) * (original + alpha)).clamp(0, 1).sqrt()
         return alpha.clamp(min=0), sigma
@@ -304,7 +303,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
         return schedule
     if isinstance(schedule, DiscreteSchedule):
         root = schedule.alpha_bar.sqrt()
-        return DiscreteSchedule(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
+        return DiscreteSchedule(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2, schedule.alpha_bar_0)
     return ZeroTerminalSNR(schedule)
 
 

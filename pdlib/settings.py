@@ -49,11 +49,11 @@ class Settings:
     """N of the last student."""
     discrete_teacher: bool = False
     """Train the teacher on the grid i/steps instead of in continuous time."""
-    teacher_updates: int = 4000
+    teacher_updates: int = 3500
     """Parameter updates of the teacher."""
-    stage_updates: int = 600
+    stage_updates: int = 400
     """Parameter updates of a stage."""
-    few_step_updates: int | None = None
+    few_step_updates: int | None = 700
     """Parameter updates of the stages of 4 steps and fewer; as many as the others if none."""
     batch_size: int = 128
     """Examples per update."""
@@ -81,9 +81,9 @@ class Settings:
     """Resolutions of the UNet with self-attention, besides the middle."""
     sampler_variance: float = 0.0
     """Of the stochastic sampler: 0 small, 1 large."""
-    noise_seeds: int = 5
+    noise_seeds: int = 10
     """Evaluations with noise of their own, for the standard errors."""
-    images_per_seed: int = 1024
+    images_per_seed: int = 512
     """Images generated from each."""
     seed: int = 0
     """Of weights, batches, times and noise."""
@@ -124,9 +124,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "smoke": {
         "steps": 8,
-        "teacher_updates": 150,
-        "stage_updates": 30,
+        "teacher_updates": 300,
+        "stage_updates": 60,
+        "few_step_updates": 60,
         "batch_size": 64,
+        "learning_rate": 3e-3,
+        "ema": 0.98,
+        "stage_ema": 0.9,
         "width": 16,
         "noise_seeds": 2,
         "images_per_seed": 128,

@@ -86,7 +86,8 @@ class UNet(nn.Module):
         width: feature channels at full resolution.
         multipliers: width of each resolution, as multiples of ``width``; each after the first
             halves height and width, which must therefore divide by 2^(len(multipliers) − 1).
-        blocks: residual blocks at each resolution, down and up.
+        blocks: residual blocks at each resolution on the way down, and as many on the way up, each of
+            which also sees the output of its twin.
         attention: indices of the resolutions with self-attention; the middle always has it
             unless this is ``None``.
         heads: attention heads.
@@ -135,7 +136,7 @@ class UNet(nn.Module):
             return nn.ModuleList([*parts, Attention(out, heads)] if attends else parts)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        current, skips = width, [width]
+        current, skips = width, []
         for level in levels:
             for _ in range(blocks):
                 self.down.append(block(current, width * multipliers[level], level))
@@ -143,11 +144,10 @@ class UNet(nn.Module):
                 skips.append(current)
             if level != levels[-1]:
                 self.down.append(nn.ModuleList([nn.Conv2d(current, current, 3, stride=2, padding=1)]))
-                skips.append(current)
         middle = ResidualBlock(current, current, time_features, dropout)
         self.middle = nn.ModuleList([middle] if attention is None else [middle, Attention(current, heads)])
         for level in reversed(levels):
-            for _ in range(blocks + 1):
+            for _ in range(blocks):
                 self.up.append(block(current + skips.pop(), width * multipliers[level], level))
                 current = width * multipliers[level]
             if level != 0:
@@ -165,10 +165,11 @@ class UNet(nn.Module):
             )
         time = self.embed(time.to(z.dtype))
         h = self.first(z.contiguous(memory_format=torch.channels_last))
-        skips = [h]
+        skips = []
         for part in self.down:
             h = _apply(part, h, time)
-            skips.append(h)
+            if isinstance(part[0], ResidualBlock):
+                skips.append(h)
         h = _apply(self.middle, h, time)
         for part in self.up:
             if isinstance(part[0], ResidualBlock):

@@ -1,0 +1,108 @@
+"""What a distillation update costs beside its floor, and what the network's forward makes of the machine.
+
+The floor of an update is what no implementation of algorithm 2 can leave out: two forwards of the
+teacher and one training step (forward, backward, Adam) of the student. Ours is the whole loop:
+batches, schedule, two DDIM steps, x̃, weighting, gradient clipping, EMA, bookkeeping. The two are
+timed in turn, in one process, so that their ratio holds on a noisy machine.
+
+    python benchmarks/update_cost.py
+
+prints the figures and writes them to benchmarks/update_cost.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pdlib.data import load_data
+from pdlib.distillation import progressive_distillation
+from pdlib.reports import machine, new_denoiser
+from pdlib.settings import make_settings
+from pdlib.training import TrainingSettings
+
+ROUNDS, UPDATES = 15, 12
+
+
+def seconds(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    settings = make_settings()
+    data = load_data(settings.data)
+    teacher = new_denoiser(settings, data).eval().requires_grad_(False)
+    z, time_input = data.x[: settings.batch_size], torch.rand(settings.batch_size)
+
+    student = copy.deepcopy(teacher.network).train().requires_grad_(True)
+    optimizer = torch.optim.Adam(student.parameters(), fused=True)
+
+    def floor() -> None:
+        for _ in range(UPDATES):
+            with torch.no_grad():
+                target = teacher.network(z, time_input)
+                target = teacher.network(z, time_input)
+            optimizer.zero_grad(set_to_none=True)
+            (student(z, time_input) - target).square().mean().backward()
+            optimizer.step()
+
+    def ours() -> None:
+        training = TrainingSettings(UPDATES, settings.batch_size, settings.stage_learning_rate, ema=0.99)
+        next(progressive_distillation(teacher, data.x, 8, 4, training, seed=0, progress=False))
+
+    def forward() -> None:
+        with torch.no_grad():
+            for _ in range(UPDATES):
+                teacher.network(z, time_input)
+
+    matrix = torch.randn(1024, 1024)
+
+    def product() -> None:
+        for _ in range(UPDATES):
+            matrix @ matrix
+
+    works = {"floor": floor, "ours": ours, "forward": forward, "product": product}
+    for work in works.values():
+        work()
+    times = {name: [] for name in works}
+    for _ in range(ROUNDS):
+        for name, work in works.items():
+            times[name].append(seconds(work) / UPDATES)
+    ratios = [one / other for one, other in zip(times["ours"], times["floor"], strict=True)]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        teacher.network(z, time_input)
+    result = {
+        "update_over_floor": statistics.median(ratios),
+        "update_over_floor_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "update_ms": 1e3 * statistics.median(times["ours"]),
+        "floor_ms": 1e3 * statistics.median(times["floor"]),
+        "forward_gflops": counter.get_total_flops() / statistics.median(times["forward"]) / 1e9,
+        "matrix_product_gflops": 2 * 1024**3 / statistics.median(times["product"]) / 1e9,
+        "parameters": sum(value.numel() for value in teacher.network.parameters()),
+        "batch_size": settings.batch_size,
+        "machine": machine(),
+    }
+    low, high = result["update_over_floor_quartiles"]
+    print(
+        f"one distillation update: {result['update_ms']:.1f} ms; two teacher forwards and one student step: "
+        f"{result['floor_ms']:.1f} ms; ratio {result['update_over_floor']:.3f} (quartiles {low:.3f} to {high:.3f})"
+    )
+    print(
+        f"forward of the network ({result['parameters']:,} parameters, batch {result['batch_size']}): "
+        f"{result['forward_gflops']:.0f} GFLOP/s; matrix product 1024³ in float32: "
+        f"{result['matrix_product_gflops']:.0f} GFLOP/s"
+    )
+    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
