@@ -33,7 +33,7 @@ from pdlib.data import Data, DataError, load_data
 from pdlib.denoiser import Denoiser
 from pdlib.distillation import progressive_distillation
 from pdlib.files import DamagedFileError, lock_folder, read_json, read_tensors, write_bytes, write_json, write_tensors
-from pdlib.metrics import feature_network, measure, sampling_floor
+from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
 from pdlib.plots import METRIC_LABELS
 from pdlib.predictions import output_channels
 from pdlib.sampling import sample_batches
@@ -261,8 +261,9 @@ def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> di
     ``curves``
         for each of ``distilled`` (the student made for N steps; at the teacher's N the teacher),
         ``ddim`` (the undistilled teacher) and ``stochastic`` (the teacher with ancestral steps), by
-        N: each metric as ``[value, standard error over noise seeds]``, ``seconds_per_image``, and
-        ``ratio``, its Fréchet distance over that of the teacher's DDIM at its own N.
+        N: each metric as ``[value, standard error over noise seeds]``; ``frechet_distance_left_out``,
+        with one noise seed left out at a time; ``ratio``, the Fréchet distance over that of the
+        teacher's DDIM at its own N, with ``ratio_standard_error``; and ``seconds_per_image``.
     ``floor``
         each metric of real against real, see :func:`pdlib.metrics.sampling_floor`, in the same form.
     ``images``, ``real_images``
@@ -299,12 +300,11 @@ def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> di
                 curves[name][str(steps)] = _evaluate_one(run, network, model, steps, sampler)
             bar.update(steps)
             write_json(path, metrics)
-    base = curves["ddim"][str(settings.steps)]["frechet_distance"][0]
+    base = curves["ddim"][str(settings.steps)]
     for name, steps in jobs:
-        entry = curves[name][str(steps)]
-        entry["ratio"] = entry["frechet_distance"][0] / base
+        _add_ratio(curves[name][str(steps)], base)
     floor = sampling_floor(network, data.x, settings.noise_seeds, settings.images_per_seed)
-    metrics["floor"] = {name: list(found) for name, found in floor.items()}
+    metrics["floor"] = {name: list(found[:2]) for name, found in floor.items()}
     metrics["images"] = settings.noise_seeds * settings.images_per_seed
     metrics["real_images"] = len(data.x)
     metrics["training"] = {str(steps): _training_summary(run, steps) for steps in highest_first}
@@ -341,10 +341,19 @@ def _evaluate_one(run: Run, network: nn.Module, model: Denoiser, steps: int, sam
             )
         )
     sampled = time.monotonic()
-    found: dict[str, Any] = {name: list(value) for name, value in measure(network, data.x, groups).items()}
+    estimates = measure(network, data.x, groups)
+    found: dict[str, Any] = {name: list(estimate[:2]) for name, estimate in estimates.items()}
+    found["frechet_distance_left_out"] = estimates["frechet_distance"].left_out
     found["seconds_per_image"] = (sampled - started) / (settings.noise_seeds * settings.images_per_seed)
     found["seconds"] = time.monotonic() - started
     return found
+
+
+def _add_ratio(entry: dict[str, Any], base: dict[str, Any]) -> None:
+    """The Fréchet distance over another's; its standard error takes both from the same noise seeds."""
+    pairs = zip(entry["frechet_distance_left_out"], base["frechet_distance_left_out"], strict=True)
+    entry["ratio"] = entry["frechet_distance"][0] / base["frechet_distance"][0]
+    entry["ratio_standard_error"] = jackknife_error([one / other for one, other in pairs])
 
 
 def _training_summary(run: Run, steps: int) -> dict[str, Any]:
@@ -500,10 +509,11 @@ def describe_quality(metrics: dict[str, Any]) -> str:
     """The figure's message in words, from its numbers."""
     curves = metrics["curves"]
     few, *_, most = sorted(map(int, curves["distilled"]))
-    distilled, ddim = (curves[name][str(few)]["ratio"] for name in ("distilled", "ddim"))
+    student, teacher = (curves[name][str(few)] for name in ("distilled", "ddim"))
     return (
-        f"With {_steps(few)}, the distilled student is at **{distilled:.2f} times** the teacher's distance at "
-        f"{most} steps; the teacher itself, asked to sample with {_steps(few)}, is at {ddim:.1f} times."
+        f"With {_steps(few)}, the distilled student is at **{student['ratio']:.2f} ± "
+        f"{student['ratio_standard_error']:.2f} times** the teacher's distance at {most} steps; the teacher itself, "
+        f"asked to sample with {_steps(few)}, is at {teacher['ratio']:.1f} times."
     )
 
 
@@ -535,10 +545,10 @@ def figures_table(metrics: dict[str, Any]) -> str:
     for curve, entries in metrics["curves"].items():
         for steps in sorted(map(int, entries), reverse=True):
             entry = entries[str(steps)]
-            values = " | ".join(_with_error(*entry[name]) for name in names)
-            lines.append(
-                f"| {curve} | {steps} | {values} | {entry['ratio']:.3f} | {entry['seconds_per_image'] * 1e3:.3f} |"
-            )
+            cells = [curve, str(steps), *(_with_error(*entry[name]) for name in names)]
+            cells.append(_with_error(entry["ratio"], entry["ratio_standard_error"]))
+            cells.append(f"{entry['seconds_per_image'] * 1e3:.3f}")
+            lines.append(f"| {' | '.join(cells)} |")
     floor = " | ".join(_with_error(*metrics["floor"][name]) for name in names)
     lines.append(f"| real against real | | {floor} | | |")
     return "\n".join(lines)
