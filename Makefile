@@ -18,8 +18,9 @@ lab: .venv/installed-all
 
 # Executes the notebooks again and stores their outputs.
 notebooks: .venv/installed-all
-	$(BIN)/python -m pdlib run
-	cp runs/default/report.ipynb notebooks/report.ipynb
+	$(BIN)/pdlib run
+	$(BIN)/papermill notebooks/report.ipynb notebooks/report.ipynb
+	cp runs/default/report.png notebooks/report.png
 
 bench: .venv/installed-all
 	$(BIN)/python benchmarks/update_cost.py

@@ -12,7 +12,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 from torch import Tensor
 
@@ -23,6 +24,7 @@ __all__ = [
     "image_grid",
     "plot_losses",
     "plot_quality",
+    "plot_result",
     "plot_same_noise",
     "plot_speed",
     "save_image_grid",
@@ -87,31 +89,7 @@ def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> F
     """
     with matplotlib.rc_context(STYLE):
         figure = _new_figure(figsize=(7.5, 4.8))
-        axes = figure.add_subplot()
-        for name, curve in metrics["curves"].items():
-            steps = sorted(map(int, curve))
-            values = np.array([curve[str(n)][metric] for n in steps])
-            axes.errorbar(
-                steps,
-                values[:, 0],
-                values[:, 1],
-                label=LABELS[name],
-                color=COLORS[name],
-                marker=MARKERS[name],
-                capsize=3,
-            )
-        floor, error = metrics["floor"][metric]
-        axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
-        axes.axhspan(floor - error, floor + error, color=COLORS["real"], alpha=0.15, linewidth=0)
-        _log_steps(axes, steps)
-        if metric == "kernel_distance":  # unbiased, and so sometimes below 0
-            near_zero = max(abs(floor) + error, 1e-4)
-            axes.set_yscale("symlog", linthresh=near_zero)
-            axes.set_ylim(bottom=-2 * near_zero)
-        else:
-            axes.set_yscale("log")
-        axes.set_ylabel(f"{METRIC_LABELS[metric]} to real data\n(lower is better)")
-        axes.legend(fontsize=11)
+        _draw_quality(figure.add_subplot(), metrics, metric)
         return figure
 
 
@@ -122,29 +100,24 @@ def plot_same_noise(rows: dict[str, Tensor], noise: Tensor) -> Figure:
         rows: label of a network -> its samples, each (n, …) from the same n noises.
         noise: those noises.
     """
-    rows = {"noise": noise / 2, **rows}
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with matplotlib.rc_context(STYLE):
         if noise.ndim == 2:
-            columns = min(4, len(rows))
-            lines = -(-len(rows) // columns)
-            figure = _new_figure(figsize=(2.6 * columns, 2.7 * lines))
-            for axes, (label, samples) in zip(
-                figure.subplots(lines, columns, squeeze=False).flat, rows.items(), strict=False
-            ):
-                _scatter(axes, samples if label != "noise" else noise)
-                axes.set_title(label)
-            return figure
-        count = len(noise)
-        height = noise.shape[-2] / noise.shape[-1] * len(rows)
-        figure = _new_figure(figsize=(8, 8 * height / count + 0.2))
-        axes = figure.add_subplot()
-        axes.imshow(image_grid(torch.cat(list(rows.values())), count), interpolation="nearest")
-        pitch = noise.shape[-2] + 1
-        axes.set_yticks([k * pitch + noise.shape[-2] / 2 - 0.5 for k in range(len(rows))], list(rows))
-        axes.set_xticks([])
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+            columns = min(4, len(rows) + 1)
+            figure = _new_figure(figsize=(2.6 * columns, 2.7 * -(-(len(rows) + 1) // columns)))
+        else:
+            shape = (len(rows) + 1) * noise.shape[-2] / (len(noise) * noise.shape[-1])
+            figure = _new_figure(figsize=(8, 8 * shape + 0.2))
+        _draw_same_noise(figure, rows, noise)
+        return figure
+
+
+def plot_result(metrics: dict[str, Any], rows: dict[str, Tensor], noise: Tensor) -> Figure:
+    """A run in one picture: :func:`plot_quality` on the left, :func:`plot_same_noise` on the right."""
+    with matplotlib.rc_context(STYLE):
+        figure = _new_figure(figsize=(13, 4.8))
+        left, right = figure.subfigures(1, 2)
+        _draw_quality(left.add_subplot(), metrics, "frechet_distance")
+        _draw_same_noise(right, rows, noise)
         return figure
 
 
@@ -204,7 +177,50 @@ def _new_figure(figsize: tuple[float, float]) -> Figure:
     return figure
 
 
-def _log_steps(axes: Any, steps: list[int]) -> None:
+def _draw_quality(axes: Axes, metrics: dict[str, Any], metric: str) -> None:
+    for name, curve in metrics["curves"].items():
+        steps = sorted(map(int, curve))
+        values, errors = np.array([curve[str(n)][metric] for n in steps]).T
+        look = {"label": LABELS[name], "color": COLORS[name], "marker": MARKERS[name]}
+        axes.errorbar(steps, values, errors, capsize=3, **look)
+    floor, error = metrics["floor"][metric]
+    axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
+    axes.axhspan(floor - error, floor + error, color=COLORS["real"], alpha=0.15, linewidth=0)
+    _log_steps(axes, steps)
+    if metric == "kernel_distance":  # unbiased, and so sometimes below 0
+        near_zero = max(abs(floor) + error, 1e-4)
+        axes.set_yscale("symlog", linthresh=near_zero)
+        axes.set_ylim(bottom=-2 * near_zero)
+    else:
+        axes.set_yscale("log")
+    axes.set_ylabel(f"{METRIC_LABELS[metric]} to real data\n(lower is better)")
+    axes.legend(fontsize=11)
+
+
+def _draw_same_noise(figure: Figure | SubFigure, rows: dict[str, Tensor], noise: Tensor) -> None:
+    if noise.ndim == 2:
+        panels = {"noise": noise, **rows}
+        columns = min(4, len(panels))
+        grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
+        for axes in grid:
+            axes.set_axis_off()
+        for axes, (label, points) in zip(grid, panels.items(), strict=False):
+            axes.set_axis_on()
+            _scatter(axes, points)
+            axes.set_title(label)
+        return
+    bands = {"noise": noise / 2, **rows}
+    axes = figure.add_subplot()
+    axes.imshow(image_grid(torch.cat(list(bands.values())), len(noise)), interpolation="nearest")
+    pitch = noise.shape[-2] + 1
+    axes.set_yticks([k * pitch + noise.shape[-2] / 2 - 0.5 for k in range(len(bands))], list(bands))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def _log_steps(axes: Axes, steps: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(steps))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -212,7 +228,7 @@ def _log_steps(axes: Any, steps: list[int]) -> None:
     axes.set_xlabel("sampling steps N")
 
 
-def _scatter(axes: Any, points: Tensor) -> None:
+def _scatter(axes: Axes, points: Tensor) -> None:
     points = points.detach().cpu().numpy()
     axes.scatter(points[:, 0], points[:, 1], s=2, color=COLORS["distilled"], alpha=0.5, linewidths=0)
     axes.set_aspect("equal")

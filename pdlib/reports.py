@@ -8,6 +8,7 @@ computed again, so that a run stopped at any moment goes on when it is started a
     *.checkpoint                    of the training that is under way
     metrics.json                    every figure; see :func:`evaluate` for its fields
     report.ipynb, report.html       the executed notebook, and the page
+    report.png                      its first two figures side by side
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pdlib import plots
 from pdlib.data import Data, DataError, load_data
 from pdlib.denoiser import Denoiser
 from pdlib.distillation import progressive_distillation
 from pdlib.files import DamagedFileError, lock_folder, read_json, read_tensors, write_bytes, write_json, write_tensors
 from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
-from pdlib.plots import METRIC_LABELS
 from pdlib.predictions import output_channels
-from pdlib.sampling import sample_batches
+from pdlib.sampling import sample, sample_batches
 from pdlib.schedules import SCHEDULES
 from pdlib.settings import Settings, SettingsError, make_settings, settings_to_json
 from pdlib.training import Trained, denoising_loss, fit
@@ -96,6 +97,16 @@ class Run:
     def history(self, steps: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Losses and gradient norms by update of the teacher or a student; and seconds and updates."""
         return read_tensors(self.part(steps) / "training.safetensors")
+
+    def same_noise(self, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        """One set of noises through the teacher and every student: samples by network, and the noises."""
+        generator = torch.Generator(self.settings.device).manual_seed(self.settings.seed)
+        noise = torch.randn(count, *self.data.shape, generator=generator, device=generator.device)
+        rows = {}
+        for n in self.settings.evaluated_steps:
+            label = f"{n} steps (teacher)" if n == self.settings.steps else _steps(n)
+            *_, rows[label] = sample(self.denoiser(n), n, noise)
+        return rows, noise
 
 
 def new_denoiser(settings: Settings, data: Data) -> Denoiser:
@@ -423,13 +434,13 @@ def write_report(run: Run, preset: str, overrides: dict[str, Any], progress: boo
     """Execute the report's notebook on a finished run, and write it as one page that needs nothing else.
 
     Returns:
-        The path of ``report.html``, beside ``report.ipynb`` in the run's folder.
+        The path of ``report.html``, beside ``report.ipynb`` and ``report.png`` in the run's folder.
     """
     import nbformat
     import papermill
 
-    part = run.folder / "report.part.ipynb"
-    parameters = {"preset": preset, "folder": str(run.folder.absolute())} | {
+    part = (run.folder / "report.part.ipynb").absolute()
+    parameters = {"preset": preset, "folder": str(run.folder)} | {
         key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()
     }
     with warnings.catch_warnings():
@@ -438,7 +449,9 @@ def write_report(run: Run, preset: str, overrides: dict[str, Any], progress: boo
             str(template()),
             str(part),
             parameters=parameters,
+            cwd=os.getcwd(),
             kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=40"],
             progress_bar=progress,
             log_output=False,
         )
@@ -447,6 +460,9 @@ def write_report(run: Run, preset: str, overrides: dict[str, Any], progress: boo
     write_bytes(run.folder / "report.ipynb", nbformat.writes(notebook).encode())
     write_bytes(run.folder / "report.html", page.encode())
     part.unlink()
+    plots.plot_result(run.metrics, *run.same_noise(12 if run.data.is_image else 1000)).savefig(
+        run.folder / "report.png"
+    )
     return run.folder / "report.html"
 
 
@@ -537,9 +553,9 @@ def describe_speed(metrics: dict[str, Any]) -> str:
 
 def figures_table(metrics: dict[str, Any]) -> str:
     """Every figure of ``metrics.json`` by curve and steps, as Markdown."""
-    names = list(METRIC_LABELS)
+    names = list(plots.METRIC_LABELS)
     lines = [
-        f"| network | steps | {' | '.join(METRIC_LABELS.values())} | ratio | ms per image |",
+        f"| network | steps | {' | '.join(plots.METRIC_LABELS.values())} | ratio | ms per image |",
         "|---|---:|" + "---:|" * (len(names) + 2),
     ]
     for curve, entries in metrics["curves"].items():

@@ -179,10 +179,14 @@ def fit(
     if checkpoint is not None and checkpoint.is_file():
         first, seconds = state.load(checkpoint, fingerprint)
     started = saved = time.monotonic()
-    with tqdm(
-        total=settings.updates, initial=first, desc=label, unit="update", disable=not progress, mininterval=0.5
-    ) as bar:
+    with (
+        torch.random.fork_rng(devices=[data.device] if data.is_cuda else []),
+        tqdm(
+            total=settings.updates, initial=first, desc=label, unit="update", disable=not progress, mininterval=0.5
+        ) as bar,
+    ):
         for update in range(first, settings.updates):
+            torch.manual_seed((seed * 1_000_003 + update) % 2**63)  # of dropout, which takes no generator
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(update)
             batch = torch.randint(len(data), (settings.batch_size,), generator=generator, device=data.device)
