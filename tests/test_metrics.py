@@ -1,0 +1,288 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pdlib import metrics
+from pdlib.data import Data, load_data
+from pdlib.metrics import (
+    METRICS,
+    feature_network,
+    features,
+    frechet_distance,
+    jackknife_error,
+    kernel_distance,
+    measure,
+    sampling_floor,
+    sliced_wasserstein,
+)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def with_moments(mean, covariance, count=100, seed=0):
+    """Points whose sample mean and sample covariance are exactly these."""
+    x = noise(count, len(mean), seed=seed)
+    x = x - x.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(x.mT.cov()), x.mT, upper=False)
+    return mean + (torch.linalg.cholesky(covariance) @ white).mT
+
+
+# Fréchet distance.
+
+
+def test_the_frechet_distance_is_that_of_two_gaussians():
+    # On common axes it is ‖Δμ‖² + Σ (√a − √b)²; both covariances are turned by the same 30°.
+    turn = torch.tensor([[3**0.5, -1.0], [1.0, 3**0.5]], dtype=torch.float64) / 2
+    one, other = (turn @ torch.diag(v) @ turn.mT for v in torch.tensor([[4.0, 1.0], [0.25, 9.0]]).double())
+    shift = torch.tensor([0.6, -0.8], dtype=torch.float64)
+    found = frechet_distance(with_moments(torch.zeros(2), one), with_moments(shift, other, count=70, seed=1))
+    assert found == pytest.approx(1 + (2 - 0.5) ** 2 + (1 - 3) ** 2, rel=1e-10)
+
+
+def test_the_frechet_distance_is_right_for_covariances_that_do_not_commute():
+    # 2×2: tr (AB)^½ = √(tr AB + 2 √(det AB)), by Cayley and Hamilton.
+    one = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    other = torch.tensor([[1.0, -0.7], [-0.7, 3.0]], dtype=torch.float64)
+    product = one @ other
+    root = (product.trace() + 2 * product.det().sqrt()).sqrt()
+    expected = one.trace() + other.trace() - 2 * root
+    zero = torch.zeros(2).double()
+    found = frechet_distance(with_moments(zero, one), with_moments(zero, other, seed=1))
+    assert found == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_the_frechet_distance_of_a_set_to_itself_is_0_in_any_order():
+    x = noise(50, 3).float()
+    assert frechet_distance(x, x.flip(0)) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_frechet_distance_is_biased_upwards_and_less_with_more_examples():
+    def mean_distance(count):
+        return sum(frechet_distance(noise(count, 3, seed=i), noise(count, 3, seed=i + 100)) for i in range(20)) / 20
+
+    few, many = mean_distance(50), mean_distance(400)
+    assert few > many > 0
+    assert few / many == pytest.approx(8, rel=0.3)  # as 1/n
+
+
+# Kernel distance.
+
+
+def kernel(a, b):
+    return (a @ b.mT / a.shape[1] + 1) ** 3
+
+
+def test_the_kernel_distance_of_one_whole_subset_is_the_unbiased_estimate():
+    real, fake = noise(20, 4), noise(20, 4, seed=1) + 0.5
+    within = sum(kernel(x, x).fill_diagonal_(0).sum() / (20 * 19) for x in (real, fake))
+    expected = within - 2 * kernel(real, fake).mean()
+    found = kernel_distance(real, fake, subsets=1, subset_size=20)
+    assert found == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_the_kernel_distance_of_shifted_normals_is_the_difference_of_their_first_three_moments():
+    # In one dimension the kernel is 1 + 3ab + 3a²b² + a³b³, so MMD² = 3 (Δm₁)² + 3 (Δm₂)² + (Δm₃)².
+    # N(δ, 1) has m₁ = δ, m₂ = 1 + δ², m₃ = δ³ + 3 δ.
+    delta = 1.0
+    expected = 3 * delta**2 + 3 * delta**4 + (delta**3 + 3 * delta) ** 2
+    values = [
+        kernel_distance(noise(2000, 1, seed=i), noise(2000, 1, seed=i + 50) + delta, subsets=1, subset_size=2000)
+        for i in range(10)
+    ]
+    mean, error = torch.tensor(values).mean(), torch.tensor(values).std() / 10**0.5
+    assert abs(mean - expected) < 3 * error
+    assert error < 0.05 * expected
+
+
+def test_the_kernel_distance_of_equal_distributions_is_0_on_average_and_negative_half_the_time():
+    values = torch.tensor([kernel_distance(noise(100, 3, seed=i), noise(100, 3, seed=i + 500)) for i in range(100)])
+    assert abs(values.mean()) < 3 * values.std() / 10
+    assert 20 < (values < 0).sum() < 80
+
+
+def test_the_kernel_distance_draws_its_subsets_from_its_seed_alone():
+    real, fake = noise(300, 3), noise(200, 3, seed=1)
+    torch.manual_seed(1)
+    one = kernel_distance(real, fake, subsets=3, subset_size=50)
+    assert torch.initial_seed() == 1
+    torch.manual_seed(2)
+    assert kernel_distance(real, fake, subsets=3, subset_size=50) == one
+    assert kernel_distance(real, fake, subsets=3, subset_size=50, seed=1) != one
+
+
+# Sliced Wasserstein distance.
+
+
+def test_the_sliced_wasserstein_distance_of_a_shift_in_one_dimension_is_the_shift():
+    x = noise(500, 1)
+    assert sliced_wasserstein(x, x + 0.7) == pytest.approx(0.7, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
+def test_the_sliced_wasserstein_distance_of_a_shift_is_its_length_over_the_root_of_the_dimension(shape):
+    x, shift = noise(100, *shape), noise(*shape, seed=1)
+    expected = shift.norm().item() / math.prod(shape) ** 0.5  # the mean square of one coordinate of a direction is 1/d
+    assert sliced_wasserstein(x, x + shift, projections=20_000) == pytest.approx(expected, rel=0.02)
+    assert sliced_wasserstein(x, x + 2 * shift) == pytest.approx(2 * sliced_wasserstein(x, x + shift), rel=1e-10)
+
+
+def test_the_sliced_wasserstein_distance_of_a_stretch_is_the_growth_of_the_deviation():
+    # Quantiles of 3x are 3 times those of x, so the distance is 2 √E[x²]: 2 for standard normal x.
+    x = noise(20_000, 1)
+    assert sliced_wasserstein(x, 3 * x) == pytest.approx(2, rel=0.02)
+
+
+def test_the_sliced_wasserstein_distance_ignores_the_order_and_the_number_of_points():
+    x = noise(200, 2)
+    assert sliced_wasserstein(x, x.flip(0)) == 0
+    assert sliced_wasserstein(x, x.repeat(3, 1)) < 0.05
+    assert sliced_wasserstein(x, x + 1, seed=0) != sliced_wasserstein(x, x + 1, seed=1)
+
+
+# All of them together.
+
+
+def test_measuring_reports_the_value_of_all_groups_and_the_jackknife_over_them():
+    real, groups = noise(300, 2), [noise(40, 2, seed=i) + 0.3 for i in range(1, 6)]
+    found = measure(nn.Flatten(), real, groups)
+    assert set(found) == {"frechet_distance", "kernel_distance", "sliced_wasserstein"}
+    for name, estimate in found.items():
+        distance = METRICS[name].distance
+        left_out = [distance(real, torch.cat([g for g in groups if g is not left])) for left in groups]
+        mean = sum(left_out) / 5
+        assert estimate.value == distance(real, torch.cat(groups))
+        assert estimate.left_out == left_out
+        expected = math.sqrt(4 / 5 * sum((value - mean) ** 2 for value in left_out))
+        assert estimate.standard_error == pytest.approx(expected)
+        assert estimate.standard_error > 0
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    x = noise(20)
+    left_out = [(x.sum() - value).item() / 19 for value in x]
+    assert jackknife_error(left_out) == pytest.approx(x.std().item() / 20**0.5, rel=1e-10)
+
+
+def test_features_are_used_by_the_distances_that_compare_features(monkeypatch):
+    # A network that sees the first coordinate only: a shift along the second is invisible to it.
+    real = noise(200, 2)
+    shifted = [real + torch.tensor([0.0, 1.0])] * 2
+
+    class First(nn.Module):
+        def forward(self, x):
+            return x[:, :1].repeat(1, 2)
+
+    found = measure(First(), real, shifted)
+    assert found["frechet_distance"].value == pytest.approx(0, abs=1e-6)
+    assert abs(found["kernel_distance"].value) < 0.1
+    assert found["sliced_wasserstein"].value > 0.5
+
+
+def test_features_are_the_same_in_batches_of_any_size():
+    network, x = nn.Linear(2, 3).double(), noise(10, 2)
+    assert features(network, x, batch_size=10).shape == (10, 3)
+    torch.testing.assert_close(features(network, x, batch_size=3), network(x).detach())
+    assert not features(network, x).requires_grad
+
+
+def test_the_floor_is_what_draws_from_the_data_themselves_score():
+    real = noise(500, 2)
+    found = sampling_floor(nn.Flatten(), real, groups=4, size=100)
+    again, other = (sampling_floor(nn.Flatten(), real, groups=4, size=100, seed=seed) for seed in (0, 1))
+    assert found == again != other
+    away = measure(nn.Flatten(), real, [noise(100, 2, seed=i) + 0.5 for i in range(4)])
+    for name, estimate in found.items():
+        assert len(estimate.left_out) == 4
+        assert estimate.value < 0.3 * away[name].value
+    # More images, a lower floor: the Fréchet distance of n draws falls as 1/n.
+    more = sampling_floor(nn.Flatten(), real, groups=4, size=2500)
+    assert more["frechet_distance"].value < 0.2 * found["frechet_distance"].value
+
+
+def test_the_floor_draws_nothing_but_the_data(monkeypatch):
+    seen = []
+    monkeypatch.setattr(metrics, "measure", lambda network, real, groups: seen.extend(groups))
+    real = torch.arange(10.0)[:, None]
+    sampling_floor(nn.Flatten(), real, groups=3, size=1000)
+    assert [group.shape for group in seen] == [(1000, 1)] * 3
+    assert all(group.unique().tolist() == list(range(10)) for group in seen)
+    assert not torch.equal(seen[0], seen[1])
+
+
+# The network whose features are compared.
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PDLIB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_data("digits")
+    return Data("digits", data.x[:256], data.labels[:256])
+
+
+def quick(data, updates=3):
+    return feature_network(data, updates=updates, progress=False)
+
+
+def test_the_feature_network_is_trained_the_same_way_every_time_and_kept(cache, digits, monkeypatch):
+    torch.manual_seed(1)
+    first = features(quick(digits), digits.x)
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    torch.manual_seed(2)
+    assert torch.equal(features(quick(digits), digits.x), first)
+    assert path.read_bytes() == content
+    monkeypatch.setattr(metrics, "_train_classifier", lambda *_: pytest.fail("was trained again"))
+    assert torch.equal(features(quick(digits), digits.x), first)
+
+
+def test_a_damaged_cache_is_trained_again(cache, digits):
+    first = features(quick(digits), digits.x)
+    (path,) = cache.iterdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    assert torch.equal(features(quick(digits), digits.x), first)
+
+
+def test_other_data_labels_or_updates_have_a_network_of_their_own(cache, digits):
+    quick(digits)
+    quick(digits, updates=4)
+    quick(Data("other", digits.x + 0.01, digits.labels))
+    quick(Data("other", digits.x, (digits.labels + 1) % 10))
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_features_are_centred_and_of_mean_variance_1_over_the_data(cache, digits):
+    found = features(quick(digits, updates=20), digits.x)
+    torch.testing.assert_close(found.mean(0), torch.zeros(64), atol=1e-4, rtol=0)
+    assert found.var(0).mean().item() == pytest.approx(1, rel=1e-3)
+
+
+def test_training_teaches_the_network_to_tell_the_classes(cache, digits):
+    network = quick(digits, updates=150)
+    right = network.classify(network.hidden(digits.x)).argmax(1) == digits.labels
+    assert right.float().mean() > 0.8
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("shape", "turns"), [((1, 8, 8), 4), ((3, 8, 4), 2)])
+def test_without_labels_the_classes_are_the_turns_that_keep_the_shape(cache, shape, turns):
+    data = Data("unlabelled", noise(40, *shape).float())
+    network = quick(data)
+    assert network(data.x).shape == (40, 64)
+    assert network.classify.out_features == {4: 4, 2: 3}[turns]  # numbered by quarter turns: 0 … 3, or 0 and 2
+
+
+def test_the_features_of_points_are_the_points(cache):
+    x = noise(5, 2).float()
+    assert torch.equal(quick(Data("points", x))(x), x)
+    assert not cache.exists()
