@@ -88,6 +88,6 @@ class Denoiser(nn.Module):
             network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         except DamagedFileError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise DamagedFileError(f"{folder} does not hold a denoiser that this version can read: {error}") from error
         return denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -28,10 +28,40 @@ __all__ = [
     "plot_same_noise",
     "plot_speed",
     "save_image_grid",
+    "use_style",
 ]
 
-# From the palette of Okabe and Ito, made to be told apart with any kind of colour vision.
-COLORS = {"distilled": "#0072B2", "ddim": "#D55E00", "stochastic": "#009E73", "real": "#555555"}
+# The palette of Okabe and Ito, made to be told apart with any kind of colour vision.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+YELLOW, SKY, GREY = "#E69F00", "#56B4E9", "#555555"
+COLORS = {
+    # the curves of a run
+    "distilled": BLUE,
+    "ddim": ORANGE,
+    "stochastic": GREEN,
+    "real": GREY,
+    # the two parts of z
+    "alpha": BLUE,
+    "sigma": ORANGE,
+    # predictions
+    "x": BLUE,
+    "eps": ORANGE,
+    "v": GREEN,
+    "both": PURPLE,
+    # schedules
+    "cosine": BLUE,
+    "cosine_offset": SKY,
+    "linear": ORANGE,
+    "discrete_linear": YELLOW,
+    # weightings
+    "constant": GREY,
+    "snr": ORANGE,
+    "truncated_snr": BLUE,
+    "snr_plus_one": GREEN,
+    "log_snr_density": PURPLE,
+    "min_snr": YELLOW,
+}
+"""One colour for one thing, in every picture."""
 MARKERS = {"distilled": "o", "ddim": "s", "stochastic": "^"}
 LABELS = {
     "distilled": "distilled",
@@ -54,6 +84,11 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+
+
+def use_style() -> None:
+    """Give every picture that follows, in a notebook, the project's look."""
+    plt.rcParams.update(STYLE)
 
 
 def image_grid(images: Tensor, columns: int = 8, gap: int = 1) -> np.ndarray:

@@ -39,7 +39,7 @@ from pdlib.metrics import feature_network, jackknife_error, measure, sampling_fl
 from pdlib.predictions import output_channels
 from pdlib.sampling import sample, sample_batches
 from pdlib.schedules import SCHEDULES
-from pdlib.settings import Settings, SettingsError, make_settings, settings_to_json
+from pdlib.settings import Settings, SettingsError, make_settings, notebook_parameters, settings_to_json
 from pdlib.training import Trained, denoising_loss, fit
 from pdlib.unet import MLP, UNet
 
@@ -410,13 +410,7 @@ def from_notebook(namespace: dict[str, Any]) -> Run:
     Raises:
         SettingsError: for a parameter that is no setting, as one line.
     """
-    plain = (str, int, float, bool, tuple, list, type(None))
-    hidden = {"In", "Out", "exit", "quit"}
-    parameters = {
-        name: value
-        for name, value in namespace.items()
-        if isinstance(value, plain) and not name.startswith("_") and name not in hidden
-    }
+    parameters = notebook_parameters(namespace)
     preset = parameters.pop("preset", None) or "default"
     folder = parameters.pop("folder", None)
     given = {name: value for name, value in parameters.items() if value is not None}

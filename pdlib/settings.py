@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -17,7 +18,16 @@ from pdlib.schedules import SCHEDULES
 from pdlib.training import TrainingSettings
 from pdlib.weightings import WEIGHTINGS, Clipped, clipped
 
-__all__ = ["PRESETS", "Settings", "SettingsError", "make_settings", "parse_setting"]
+__all__ = [
+    "PRESETS",
+    "Settings",
+    "SettingsError",
+    "check_parameters",
+    "make_settings",
+    "notebook_parameters",
+    "parse_setting",
+    "settings_to_json",
+]
 
 
 class SettingsError(ValueError):
@@ -173,6 +183,36 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return name, _coerced(name, value, types_of[name])
 
 
+def notebook_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
+    """The parameters among a notebook's ``globals()``: every plain value whose name is the notebook's own."""
+    plain = (str, int, float, bool, tuple, list, type(None))
+    ours = {"In", "Out", "exit", "quit"}
+    return {
+        name: value
+        for name, value in namespace.items()
+        if isinstance(value, plain) and not name.startswith("_") and name not in ours
+    }
+
+
+def check_parameters(namespace: dict[str, Any], **allowed: Collection[Any]) -> None:
+    """Stop a notebook with one line where a parameter is unknown or its value is not allowed.
+
+    Args:
+        namespace: the notebook's ``globals()``, before anything but the parameters is in it.
+        **allowed: for each parameter the values it may have, such as a range or a list of names.
+
+    Raises:
+        SettingsError: names the parameter, its value, and what is allowed.
+    """
+    for name, value in notebook_parameters(namespace).items():
+        if name not in allowed:
+            raise SettingsError(f"{name}={value!r}: there is no parameter {name!r}{_suggestion(name, allowed)}")
+        values = allowed[name]
+        if isinstance(value, bool) or value not in values:
+            whole = f"a whole number from {values[0]} to {values[-1]}" if isinstance(values, range) else None
+            raise SettingsError(f"{name}={value!r}: must be {whole or 'one of ' + ', '.join(map(str, values))}")
+
+
 def settings_to_json(settings: Settings) -> dict[str, Any]:
     """As a dictionary that JSON holds unchanged."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
@@ -183,7 +223,7 @@ def _types() -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(Settings)}
 
 
-def _suggestion(name: str, known: dict[str, Any]) -> str:
+def _suggestion(name: str, known: Collection[str]) -> str:
     close = get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; the settings are {', '.join(known)}"
 

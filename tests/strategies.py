@@ -9,7 +9,9 @@ from pdlib.schedules import SCHEDULES
 
 TOLERANCE = 1e-10
 ALL = {name: build() for name, build in SCHEDULES.items()}
-ZERO_TERMINAL = {name: value for name, value in ALL.items() if name not in ("cosine_clipped", "linear", "discrete_linear")}
+ZERO_TERMINAL = {
+    name: value for name, value in ALL.items() if name not in ("cosine_clipped", "linear", "discrete_linear")
+}
 CLEAN_START = {name: value for name, value in ALL.items() if name != "cosine_clipped"}
 
 schedules = st.sampled_from(list(ALL.values()))

@@ -146,7 +146,7 @@ def test_missing_weights_are_named(folder):
 def test_a_truncated_file_is_refused_with_advice(folder, name, keep):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(DamagedFileError, match="is damaged.*Delete it to compute it again"):
+    with pytest.raises(DamagedFileError, match=r"is damaged.*Delete it to compute it again"):
         Denoiser.load(folder)
 
 
@@ -156,7 +156,7 @@ def test_a_flipped_bit_is_noticed(folder, where):
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match="damaged|was changed since it was written"):
+    with pytest.raises(DamagedFileError, match=r"damaged|was changed since it was written"):
         Denoiser.load(folder)
 
 

@@ -51,7 +51,9 @@ def test_the_gaussian_denoiser_is_its_formula_for_correlated_data(schedule, t, z
 def test_where_nothing_is_left_of_x_the_answer_is_the_mean_of_the_data(name):
     schedule, one, z = ZERO_TERMINAL[name], torch.ones(3).double(), noise(3, 2)
     points = noise(7, 2, seed=1)
-    mixture = MixtureDenoiser(torch.tensor([0.25, 0.75]), torch.stack([MEAN, -MEAN]), COVARIANCE.repeat(2, 1, 1), schedule)
+    mixture = MixtureDenoiser(
+        torch.tensor([0.25, 0.75]), torch.stack([MEAN, -MEAN]), COVARIANCE.repeat(2, 1, 1), schedule
+    )
     torch.testing.assert_close(GaussianDenoiser(MEAN, COVARIANCE, schedule)(z, one), MEAN.expand(3, 2))
     torch.testing.assert_close(mixture(z, one), (0.25 * MEAN - 0.75 * MEAN).expand(3, 2))
     torch.testing.assert_close(EmpiricalDenoiser(points, schedule)(z, one), points.mean(0).expand(3, 2))
@@ -59,7 +61,9 @@ def test_where_nothing_is_left_of_x_the_answer_is_the_mean_of_the_data(name):
 
 def test_without_noise_the_answer_is_what_is_seen():
     zero, z = torch.zeros(3).double(), noise(3, 2)
-    mixture = MixtureDenoiser(torch.tensor([0.25, 0.75]), torch.stack([MEAN, -MEAN]), COVARIANCE.repeat(2, 1, 1), COSINE)
+    mixture = MixtureDenoiser(
+        torch.tensor([0.25, 0.75]), torch.stack([MEAN, -MEAN]), COVARIANCE.repeat(2, 1, 1), COSINE
+    )
     torch.testing.assert_close(GaussianDenoiser(MEAN, COVARIANCE, COSINE)(z, zero), z)
     torch.testing.assert_close(mixture(z, zero), z)
     assert torch.equal(EmpiricalDenoiser(z, COSINE)(z + 1e-3, zero), z)  # the nearest point

@@ -90,12 +90,11 @@ def test_the_kernel_distance_of_shifted_normals_is_the_difference_of_their_first
     delta = 1.0
     expected = 3 * delta**2 + 3 * delta**4 + (delta**3 + 3 * delta) ** 2
     values = [
-        kernel_distance(noise(2000, 1, seed=i), noise(2000, 1, seed=i + 50) + delta, subsets=1, subset_size=2000)
-        for i in range(10)
+        kernel_distance(noise(1000, 1, seed=i), noise(1000, 1, seed=i + 50) + delta, subsets=1) for i in range(10)
     ]
     mean, error = torch.tensor(values).mean(), torch.tensor(values).std() / 10**0.5
     assert abs(mean - expected) < 3 * error
-    assert error < 0.05 * expected
+    assert error < 0.1 * expected
 
 
 def test_the_kernel_distance_of_equal_distributions_is_0_on_average_and_negative_half_the_time():
@@ -124,9 +123,9 @@ def test_the_sliced_wasserstein_distance_of_a_shift_in_one_dimension_is_the_shif
 
 @pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
 def test_the_sliced_wasserstein_distance_of_a_shift_is_its_length_over_the_root_of_the_dimension(shape):
-    x, shift = noise(100, *shape), noise(*shape, seed=1)
+    x, shift = noise(20, *shape), noise(*shape, seed=1)
     expected = shift.norm().item() / math.prod(shape) ** 0.5  # the mean square of one coordinate of a direction is 1/d
-    assert sliced_wasserstein(x, x + shift, projections=20_000) == pytest.approx(expected, rel=0.02)
+    assert sliced_wasserstein(x, x + shift, projections=3000) == pytest.approx(expected, rel=0.03)
     assert sliced_wasserstein(x, x + 2 * shift) == pytest.approx(2 * sliced_wasserstein(x, x + shift), rel=1e-10)
 
 
@@ -167,19 +166,15 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     assert jackknife_error(left_out) == pytest.approx(x.std().item() / 20**0.5, rel=1e-10)
 
 
-def test_features_are_used_by_the_distances_that_compare_features(monkeypatch):
-    # A network that sees the first coordinate only: a shift along the second is invisible to it.
-    real = noise(200, 2)
-    shifted = [real + torch.tensor([0.0, 1.0])] * 2
-
-    class First(nn.Module):
-        def forward(self, x):
-            return x[:, :1].repeat(1, 2)
-
-    found = measure(First(), real, shifted)
-    assert found["frechet_distance"].value == pytest.approx(0, abs=1e-6)
-    assert abs(found["kernel_distance"].value) < 0.1
-    assert found["sliced_wasserstein"].value > 0.5
+def test_frechet_and_kernel_distance_compare_features_and_sliced_wasserstein_the_data():
+    network, real, fake = nn.Linear(2, 3).double(), noise(200, 2), noise(100, 2, seed=1)
+    found = {name: estimate.value for name, estimate in measure(network, real, list(fake.split(50))).items()}
+    of_features = [features(network, x) for x in (real, fake)]
+    assert found == {
+        "frechet_distance": frechet_distance(*of_features),
+        "kernel_distance": kernel_distance(*of_features),
+        "sliced_wasserstein": sliced_wasserstein(real, fake),
+    }
 
 
 def test_features_are_the_same_in_batches_of_any_size():
@@ -236,11 +231,10 @@ def test_the_feature_network_is_trained_the_same_way_every_time_and_kept(cache, 
     torch.manual_seed(1)
     first = features(quick(digits), digits.x)
     (path,) = cache.iterdir()
-    content = path.read_bytes()
     path.unlink()
     torch.manual_seed(2)
     assert torch.equal(features(quick(digits), digits.x), first)
-    assert path.read_bytes() == content
+    assert path.exists()
     monkeypatch.setattr(metrics, "_train_classifier", lambda *_: pytest.fail("was trained again"))
     assert torch.equal(features(quick(digits), digits.x), first)
 

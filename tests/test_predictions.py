@@ -132,7 +132,7 @@ def test_alpha_and_sigma_belong_to_the_batch_whatever_the_shape(shape):
 def test_dividing_by_alpha_0_is_refused_with_advice(convert):
     z = torch.ones(2, 4)
     alpha, sigma = torch.tensor([0.5, 0.0]), torch.tensor([0.75**0.5, 1.0])
-    with pytest.raises(PredictionError, match="at α = 0.*predicts v"):
+    with pytest.raises(PredictionError, match=r"at α = 0.*predicts v"):
         convert(z, z, alpha, sigma)
     assert convert(z, z, alpha[:1], sigma[:1]).isfinite().all()
 
@@ -148,7 +148,7 @@ def test_the_advice_for_an_eps_network_at_the_last_time_names_the_three_ways_out
 @pytest.mark.parametrize("convert", [eps_from_x, v_from_x])
 def test_dividing_by_sigma_0_is_refused_with_advice(convert):
     z = torch.ones(1, 4)
-    with pytest.raises(PredictionError, match="at σ = 0.*use t > 0"):
+    with pytest.raises(PredictionError, match=r"at σ = 0.*use t > 0"):
         convert(z, z, torch.ones(1), torch.zeros(1))
 
 

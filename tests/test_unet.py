@@ -131,7 +131,9 @@ def test_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize("shape", [(3, 3, 8, 8), (3, 1, 9, 8), (3, 1, 8, 7), (3, 64)])
 def test_images_that_do_not_fit_the_unet_are_refused(shape):
-    with pytest.raises(ValueError, match=r"images of shape \(batch, 1, height, width\) .* divisible by 2; it was given"):
+    with pytest.raises(
+        ValueError, match=r"images of shape \(batch, 1, height, width\) .* divisible by 2; it was given"
+    ):
         UNet(1, width=8)(torch.zeros(shape), torch.ones(3))
 
 

@@ -159,7 +159,10 @@ def test_truncated_snr_is_the_snr_clipped_at_1():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda t: weight("uniform", CosineSchedule(), t), "weighting='uniform' is unknown; it must be one of constant"),
+        (
+            lambda t: weight("uniform", CosineSchedule(), t),
+            "weighting='uniform' is unknown; it must be one of constant",
+        ),
         (lambda t: clipped("uniform", 1), "weighting='uniform' is unknown"),
         (lambda t: weight(Clipped("uniform"), CosineSchedule(), t), "weighting='uniform' is unknown"),
         (lambda t: clipped("snr", min=2, max=1), "clip minimum 2 is above clip maximum 1"),

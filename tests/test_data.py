@@ -1,0 +1,293 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from pdlib.data import DATASETS, TOYS, Data, DataError, load_data
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+RANDOM = np.random.default_rng(0)
+
+
+# By name.
+
+
+def test_digits_are_scikit_learns_scaled_to_minus_1_to_1():
+    data = load_data("digits")
+    assert (data.name, data.shape, data.is_image, data.x.dtype) == ("digits", (1, 8, 8), True, torch.float32)
+    assert (data.x.min(), data.x.max()) == (-1, 1)
+    original = load_digits()
+    assert np.allclose((data.x[:, 0] + 1) * 8, original.images)
+    assert data.labels.tolist() == original.target.tolist()
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_toys_are_points_in_the_plane_the_same_every_time(name):
+    data = load_data(name, toy_points=1000)
+    assert (data.x.shape, data.shape, data.is_image, data.labels) == ((1000, 2), (2,), False, None)
+    assert data.x.dtype == torch.float32
+    assert 0.5 < data.x.abs().max() < 1.3
+    assert data.x.mean(0).abs().max() < 0.2
+    assert torch.equal(load_data(name, toy_points=1000).x, data.x)
+
+
+def test_the_checkerboard_has_points_on_fields_of_one_colour_only():
+    x = load_data("checkerboard").x
+    column, row = ((x + 1) * 2).floor().long().clamp(0, 3).unbind(1)
+    assert ((column + row) % 2 == 0).all()
+    assert len(torch.stack([column, row], 1).unique(dim=0)) == 8
+
+
+def test_the_ring_is_eight_gaussians():
+    x = load_data("ring").x
+    angle = torch.atan2(x[:, 1], x[:, 0]) / (torch.pi / 4)
+    assert (x.norm(dim=1) - 0.8).abs().max() < 0.3
+    assert x.norm(dim=1).mean().item() == pytest.approx(0.8, abs=0.01)
+    assert (angle - angle.round()).std() < 0.1  # 0.05/0.8 of a radian, in eighths of a turn
+    assert len((angle.round() % 8).unique()) == 8
+
+
+def test_the_names_offered_are_those_that_load():
+    assert DATASETS == ("digits", "moons", "swiss_roll", "checkerboard", "ring", "mnist", "cifar10")
+
+
+@pytest.mark.parametrize("name", ["digit", "nowhere.txt", "../nowhere", "/nowhere/at/all"])
+def test_an_unknown_name_is_met_with_the_known_ones(name):
+    with pytest.raises(DataError, match=r"was not found: give one of digits, moons.*cifar10.*npz.*owner/name"):
+        load_data(name)
+
+
+# NumPy files.
+
+
+def saved(tmp_path, x, **others):
+    path = tmp_path / ("data.npz" if others else "data.npy")
+    if others:
+        np.savez(path, x=x, **others)
+    else:
+        np.save(path, x)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((5, 8, 6), (1, 8, 6)), ((5, 1, 8, 8), (1, 8, 8)), ((5, 3, 8, 8), (3, 8, 8)), ((5, 2), (2,))],
+)
+def test_arrays_of_images_and_points_are_read(tmp_path, shape, expected):
+    x = RANDOM.uniform(-1, 1, shape)
+    data = load_data(saved(tmp_path, x))
+    assert (data.shape, data.x.dtype, data.labels) == (expected, torch.float32, None)
+    assert np.allclose(data.x.numpy().reshape(shape), x)
+    assert data.is_image == (len(expected) == 3)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64"])
+def test_integers_are_grey_values_from_0_to_255(tmp_path, kind):
+    x = np.arange(256, dtype=kind).reshape(4, 8, 8)
+    found = load_data(saved(tmp_path, x)).x.flatten()
+    assert torch.allclose(found, torch.linspace(-1, 1, 256), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_floats_are_taken_as_they_are(tmp_path, kind):
+    x = np.linspace(-1, 1, 64).reshape(4, 4, 4).astype(kind)
+    assert torch.equal(load_data(saved(tmp_path, x)).x[:, 0], torch.from_numpy(x).float())
+
+
+def test_an_npz_brings_its_labels(tmp_path):
+    x = np.zeros((3, 4, 4))
+    for labels in (np.array([2, 0, 1]), np.array([[2], [0], [1]], dtype="uint8")):
+        data = load_data(saved(tmp_path, x, y=labels))
+        assert data.labels.tolist() == [2, 0, 1]
+        assert data.labels.dtype == torch.int64
+    assert load_data(saved(tmp_path, x, other=np.zeros(7))).labels is None
+
+
+def nan_at(*indices):
+    x = np.zeros((6, 4, 4))
+    x[list(indices), 1, 1] = np.nan, np.inf
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((5, 7)), r"shape \(5, 7\): it must be images"),
+        (np.zeros((5, 2, 8, 8)), r"shape \(5, 2, 8, 8\).* 1 or 3 channels"),
+        (np.zeros((5, 8, 8, 3)), r"shape \(5, 8, 8, 3\)"),
+        (np.zeros(5), r"shape \(5,\)"),
+        (np.zeros((1, 8, 8)), "at least 2 examples"),
+        (np.zeros((0, 8, 8)), "at least 2 examples"),
+        (np.zeros((5, 1, 0, 8)), "at least 2 examples are needed, none of them empty"),
+        (nan_at(2, 4), "NaN or infinite values in 2 of 6 examples, the first at index 2"),
+        (np.linspace(0, 255, 128).reshape(2, 8, 8), r"runs from 0 to 255: scale it to \[-1, 1\]"),
+        (np.full((5, 2), 100.0), "runs from 100 to 100: scale it"),
+        (np.full((5, 8, 8), 300), "scale it"),
+        (np.full((5, 2), "a"), "values of type <U1: give floats or integers"),
+        (np.zeros((5, 8, 8), dtype=complex), "values of type complex128"),
+        (np.zeros((5, 8, 8), dtype=bool), "values of type bool"),
+    ],
+)
+def test_an_array_that_cannot_be_used_is_refused_with_the_reason(tmp_path, x, message):
+    with pytest.raises(DataError, match=message):
+        load_data(saved(tmp_path, x))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1], "3 examples but 2 labels"),
+        ([0.5, 1.5, 2.5], "labels y that are not integers from 0 up"),
+        ([np.nan, 1, 2], "labels y that are not integers"),
+        ([-1, 0, 1], "labels y that are not integers from 0 up"),
+        (["a", "b", "c"], "labels y that are not integers"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused_with_the_reason(tmp_path, labels, message):
+    with pytest.raises(DataError, match=message):
+        load_data(saved(tmp_path, np.zeros((3, 4, 4)), y=np.array(labels)))
+
+
+def test_a_points_range_may_be_wider_than_an_images(tmp_path):
+    x = np.array([[3.0, -4.0], [0.0, 1.0]])
+    assert load_data(saved(tmp_path, x)).x.max() == 3
+
+
+def test_an_npz_without_x_says_what_it_holds(tmp_path):
+    np.savez(tmp_path / "data.npz", images=np.zeros((3, 4, 4)), labels=np.zeros(3))
+    with pytest.raises(DataError, match="holds images, labels: name the examples x, and labels y"):
+        load_data(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize("name", ["nowhere.npy", "nowhere.npz"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(DataError, match=f"{name}' was not found: check the path"):
+        load_data(tmp_path / name)
+
+
+class Mischief:
+    def __reduce__(self):
+        return (open, ("mischief", "w"))
+
+
+def test_pickles_are_refused_and_never_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    objects = np.array([Mischief(), Mischief()], dtype=object)
+    np.save("objects.npy", objects, allow_pickle=True)
+    np.savez("objects.npz", x=objects)
+    np.savez("labels.npz", x=np.zeros((2, 4, 4)), y=objects)
+    Path("pickle.npy").write_bytes(pickle.dumps(Mischief()))
+    for name in ("objects.npy", "objects.npz", "labels.npz", "pickle.npy"):
+        with pytest.raises(DataError, match="pickles are not opened"):
+            load_data(name)
+    assert not Path("mischief").exists()
+
+
+@pytest.mark.parametrize("name", ["data.npy", "data.npz"])
+@pytest.mark.parametrize("keep", [0, 0.5, 0.95])
+def test_a_truncated_file_is_refused(tmp_path, name, keep):
+    path = saved(tmp_path, RANDOM.uniform(-1, 1, (20, 8, 8)), **({"y": np.zeros(20, int)} if "z" in name else {}))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(DataError, match="cannot be read as plain arrays"):
+        load_data(path)
+
+
+def test_a_flipped_bit_in_a_compressed_file_is_refused(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, x=RANDOM.uniform(-1, 1, (20, 8, 8)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read as plain arrays"):
+        load_data(path)
+
+
+# Folders, through Hugging Face datasets.
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """Keep what datasets makes of a folder out of the user's own cache."""
+    datasets = pytest.importorskip("datasets", reason="reading folders needs the package datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("folder", "shape", "count"),
+    [("mnist", (1, 28, 28), 10_000), ("cifar10", (3, 32, 32), 10_000)],
+)
+def test_a_folder_of_parquet_files_is_read(hub_cache, folder, shape, count):
+    path = SHARED / folder
+    if not path.is_dir():
+        pytest.skip(f"the folder {folder} is not at ../shared/data")
+    data = load_data(path, split="test")
+    assert (len(data.x), data.shape, len(data.labels)) == (count, shape, count)
+    assert data.labels.bincount(minlength=10).min() > 0.8 * count / 10
+    assert -1 <= data.x.min() < -0.99
+    assert 0.99 < data.x.max() <= 1
+
+
+def image_folder(tmp_path, **images):
+    """A folder of PNGs, in one folder per class."""
+    for name, image in images.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(2):
+            image.save(tmp_path / "images" / name / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_a_folder_of_images_is_read_with_its_classes(hub_cache, tmp_path):
+    red, blue = (Image.new("RGB", (6, 4), colour) for colour in ((255, 0, 0), (0, 0, 255)))
+    data = load_data(image_folder(tmp_path, a=red, b=blue))
+    assert data.x.shape == (4, 3, 4, 6)
+    assert data.labels.tolist() == [0, 0, 1, 1]
+    assert data.x.mean((2, 3)).tolist() == [[1, -1, -1]] * 2 + [[-1, -1, 1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 255, [1]),
+        ("1", 1, [1]),
+        ("LA", (255, 9), [1]),
+        ("RGBA", (255, 0, 0, 9), [1, -1, -1]),
+        ("P", 1, [-1, 1, -1]),
+    ],
+)
+def test_pixels_are_what_they_look_like_in_every_mode(hub_cache, tmp_path, mode, colour, expected):
+    image = Image.new(mode, (4, 4), colour)
+    if mode == "P":
+        image.putpalette([255, 0, 0, 0, 255, 0])  # colour 1 is green
+    data = load_data(image_folder(tmp_path, a=image))
+    assert data.x[0].mean((1, 2)).tolist() == expected
+
+
+def test_images_of_several_sizes_are_refused(hub_cache, tmp_path):
+    folder = image_folder(tmp_path, a=Image.new("L", (4, 4)), b=Image.new("L", (6, 4)))
+    with pytest.raises(DataError, match=r"2 different shapes \(\(4, 4\), \(4, 6\) …\): make them one size"):
+        load_data(folder)
+
+
+def test_a_folder_without_images_or_of_another_split_is_refused(hub_cache, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty', split='train' could not be loaded"):
+        load_data(tmp_path / "empty")
+    folder = image_folder(tmp_path, a=Image.new("L", (4, 4)))
+    with pytest.raises(DataError, match="split='validation' could not be loaded"):
+        load_data(folder, split="validation")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "table.csv").write_text("one,two\n1,2\n3,4\n")
+    with pytest.raises(DataError, match="no column of images, only one, two"):
+        load_data(tmp_path / "table")
+
+
+def test_data_know_the_shape_of_an_example():
+    assert Data("points", torch.zeros(5, 2)).shape == (2,)
+    assert not Data("points", torch.zeros(5, 2)).is_image
+    assert Data("images", torch.zeros(5, 3, 8, 4)).shape == (3, 8, 4)
+    assert Data("images", torch.zeros(5, 3, 8, 4)).is_image
