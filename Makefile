@@ -11,7 +11,7 @@ report: .venv/installed
 test: .venv/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=10
 
 lab: .venv/installed-all
 	$(BIN)/jupyter lab notebooks

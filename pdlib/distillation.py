@@ -196,6 +196,7 @@ def progressive_distillation(
     clip: float | None = None,
     weights: str = "ema",
     folder: Path | None = None,
+    checkpoint_seconds: float = 20.0,
     progress: bool = True,
 ) -> Iterator[Stage]:
     """Algorithm 2: halve the number of steps until ``end``, yielding each finished stage.
@@ -214,7 +215,7 @@ def progressive_distillation(
         clip: of the teacher's x̂ in the target, see :func:`distillation_target`.
         weights: hand on the student's ``"ema"`` or its ``"raw"`` weights.
         folder: keep checkpoints here, as ``student-N.checkpoint``; ``None`` for none.
-        progress: show progress bars.
+        checkpoint_seconds, progress: as in :func:`pdlib.training.fit`.
 
     Raises:
         ValueError: where halving does not lead from start to end, or ``weights`` is unknown.
@@ -242,6 +243,7 @@ def progressive_distillation(
             seed=seed + steps,
             label=f"student-{steps}",
             checkpoint=None if folder is None else Path(folder) / f"student-{steps}.checkpoint",
+            checkpoint_seconds=checkpoint_seconds,
             progress=progress,
         )
         teacher = trained.ema if weights == "ema" else trained.raw  # η ← θ, N ← N/2

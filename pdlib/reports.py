@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import shutil
 import sys
 import time
@@ -66,7 +65,7 @@ class Run:
     def finished(self) -> bool:
         """Whether every figure has been computed."""
         path = self.folder / "metrics.json"
-        return path.is_file() and self.metrics["complete"]
+        return path.is_file() and self.metrics.get("complete", False)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -126,7 +125,12 @@ def new_denoiser(settings: Settings, data: Data) -> Denoiser:
 
 
 def execute(
-    preset: str = "default", folder: str | Path | None = None, *, progress: bool = True, **overrides: Any
+    preset: str = "default",
+    folder: str | Path | None = None,
+    *,
+    progress: bool = True,
+    checkpoint_seconds: float = 20.0,
+    **overrides: Any,
 ) -> Run:
     """Train the teacher and every student and evaluate them, or go on where an earlier call stopped.
 
@@ -134,6 +138,7 @@ def execute(
         preset: ``"default"`` or ``"smoke"``.
         folder: where the run lives; by default :func:`default_folder`.
         progress: show progress bars.
+        checkpoint_seconds: at most so much work is lost when the process is killed.
         **overrides: any of :class:`pdlib.settings.Settings` by name.
 
     Returns:
@@ -157,8 +162,8 @@ def execute(
     _check_disk(run)
     with lock_folder(run.folder):
         write_json(run.folder / "config.json", settings_to_json(settings))
-        students = _train(run, data, progress)
-        evaluate(run, students, progress)
+        models = _train(run, data, progress, checkpoint_seconds)
+        evaluate(run, models, progress)
     return run
 
 
@@ -201,7 +206,7 @@ def _check_disk(run: Run) -> None:
         )
 
 
-def _train(run: Run, data: Data, progress: bool) -> dict[int, Denoiser]:
+def _train(run: Run, data: Data, progress: bool, checkpoint_seconds: float) -> dict[int, Denoiser]:
     """Teacher and students by N, trained, or loaded where they are finished."""
     settings = run.settings
     x = data.x.to(settings.device)
@@ -224,6 +229,7 @@ def _train(run: Run, data: Data, progress: bool) -> dict[int, Denoiser]:
             seed=settings.seed,
             label="teacher",
             checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
             progress=progress,
         )
         models[settings.steps] = _keep(run, settings.steps, trained.ema, trained, checkpoint)
@@ -242,6 +248,7 @@ def _train(run: Run, data: Data, progress: bool) -> dict[int, Denoiser]:
         clip=settings.clip_x,
         weights=settings.weights,
         folder=run.folder,
+        checkpoint_seconds=checkpoint_seconds,
         progress=progress,
     )
     for stage in stages:
@@ -374,7 +381,11 @@ def _training_summary(run: Run, steps: int) -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held so far, in MB."""
+    """The most memory this process has held so far, in MB; NaN where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 

@@ -404,6 +404,20 @@ def test_each_student_becomes_the_next_teacher(weights, monkeypatch):
     assert same_weights(first, random_mlp("v"))  # the teacher is left as it was
 
 
+def test_each_stage_draws_for_itself(monkeypatch):
+    drawn = []
+
+    def spy(student, teacher, x, *rest):
+        drawn.append(x)
+        return distillation_loss(student, teacher, x, *rest)
+
+    monkeypatch.setattr(pdlib.distillation, "distillation_loss", spy)
+    chain()
+    first, second, third = drawn[::3]
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
 def test_going_on_from_a_student_is_the_same_as_never_having_stopped():
     whole = chain()
     begun = next(iter(progressive_distillation(random_mlp("v"), DATA, 8, 1, QUICK, seed=0, progress=False)))

@@ -131,8 +131,10 @@ def test_a_discrete_schedule_returns_its_values_on_the_grid(name):
 def test_a_time_reached_by_subtraction_is_still_on_the_grid(T):
     values = torch.linspace(0.9, 0, T, dtype=torch.float64)
     schedule = DiscreteSchedule(values)
-    alpha, _ = schedule.alpha_sigma(grid(T)[1:] - 1 / T)  # i/T − 1/T is not (i − 1)/T to the last bit
-    assert relative_error(alpha**2, values[:-1]) <= 1e-15 * T
+    t = grid(T)[1:] - 1 / T  # (i + 1)/T − 1/T is not i/T to the last bit
+    assert relative_error(schedule.alpha_sigma(t)[0] ** 2, values[:-1]) <= 1e-15 * T
+    # The slope jumps at a grid point: from the left, it is that of the segment below.
+    torch.testing.assert_close(schedule.dlog_snr(t), schedule.dlog_snr(grid(T)[:-1]))
 
 
 @given(st.floats(0, 1))

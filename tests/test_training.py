@@ -64,7 +64,7 @@ def test_times_are_drawn_evenly_from_1_over_n_to_1(steps):
     assert chi_square <= steps - 1 + 4 * (2 * (steps - 1)) ** 0.5
 
 
-def test_continuous_times_are_in_0_to_1_and_never_0():
+def continuous_times(count):
     seen = []
 
     def look(z, t):
@@ -72,12 +72,21 @@ def test_continuous_times_are_in_0_to_1_and_never_0():
         return z
 
     look.schedule = COSINE
-    denoising_loss(look, noise(10_000, 1), generator(), "constant")
-    t = seen[0]
-    assert t.min() > 0
-    assert t.max() <= 1
+    denoising_loss(look, noise(count, 1), generator(), "constant")
+    return seen[0]
+
+
+def test_continuous_times_are_uniform():
+    t = continuous_times(10_000)
+    assert t.dtype == torch.float64
     assert t.mean().item() == pytest.approx(0.5, abs=0.01)  # standard error 0.003
     assert t.var().item() == pytest.approx(1 / 12, abs=0.005)
+
+
+def test_continuous_times_may_be_1_and_are_never_0(monkeypatch):
+    # A uniform number is in [0, 1): the 0 that it may be must become the noisiest time, not the clean one.
+    monkeypatch.setattr(torch, "rand", lambda count, **kwargs: torch.zeros(count, dtype=torch.float64))
+    assert continuous_times(3).tolist() == [1, 1, 1]
 
 
 # The losses.
