@@ -236,7 +236,7 @@ def _draw_same_noise(figure: Figure | SubFigure, rows: dict[str, Tensor], noise:
     if noise.ndim == 2:
         panels = {"noise": noise, **rows}
         columns = min(4, len(panels))
-        grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
+        grid = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat)
         for axes in grid:
             axes.set_axis_off()
         for axes, (label, points) in zip(grid, panels.items(), strict=False):

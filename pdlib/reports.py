@@ -380,12 +380,12 @@ def _training_summary(run: Run, steps: int) -> dict[str, Any]:
     return {"seconds": metadata["seconds"], "updates": metadata["updates"], "final_loss": last.mean().item()}
 
 
-def peak_memory_mb() -> float:
-    """The most memory this process has held so far, in MB; NaN where the system does not tell."""
+def peak_memory_mb() -> float | None:
+    """The most memory this process has held so far, in MB; None where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows
-        return float("nan")
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
@@ -514,12 +514,13 @@ def describe_run(metrics: dict[str, Any]) -> str:
         "stage_updates",
         "seed",
     )
+    memory = metrics["peak_memory_mb"]
     rows = [
         ("settings", ", ".join(f"{name} = {settings[name]}" for name in shown)),
         ("settings that differ from the defaults", ", ".join(changed) or "none"),
         ("images", f"{metrics['images']:,} generated for each figure, {metrics['real_images']:,} real"),
         ("time", ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())),
-        ("peak memory", f"{metrics['peak_memory_mb']:.0f} MB"),
+        ("peak memory", "unknown" if memory is None else f"{memory:.0f} MB"),
         ("versions", ", ".join(f"{name} {value}" for name, value in metrics["versions"].items())),
         ("machine", f"{machine['processor']}, {machine['threads']} threads, {machine['system']}"),
     ]

@@ -59,11 +59,11 @@ class Settings:
     """N of the last student."""
     discrete_teacher: bool = False
     """Train the teacher on the grid i/steps instead of in continuous time."""
-    teacher_updates: int = 3500
+    teacher_updates: int = 3000
     """Parameter updates of the teacher."""
-    stage_updates: int = 400
+    stage_updates: int = 300
     """Parameter updates of a stage."""
-    few_step_updates: int | None = 700
+    few_step_updates: int | None = 600
     """Parameter updates of the stages of 4 steps and fewer; as many as the others if none."""
     batch_size: int = 128
     """Examples per update."""

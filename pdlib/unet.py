@@ -103,7 +103,7 @@ class UNet(nn.Module):
         out_channels: int | None = None,
         width: int = 32,
         multipliers: tuple[int, ...] = (1, 2),
-        blocks: int = 2,
+        blocks: int = 1,
         attention: tuple[int, ...] | None = (),
         heads: int = 4,
         dropout: float = 0.0,
@@ -151,7 +151,10 @@ class UNet(nn.Module):
                 self.up.append(block(current + skips.pop(), width * multipliers[level], level))
                 current = width * multipliers[level]
             if level != 0:
-                self.up.append(nn.ModuleList([nn.Upsample(scale_factor=2), nn.Conv2d(current, current, 3, padding=1)]))
+                # To fewer channels before doubling height and width: a quarter of the work.
+                above = width * multipliers[level - 1]
+                self.up.append(nn.ModuleList([nn.Conv2d(current, above, 3, padding=1), nn.Upsample(scale_factor=2)]))
+                current = above
         self.norm = nn.GroupNorm(math.gcd(8, current), current)
         self.last = _zero(nn.Conv2d(current, out_channels or channels, 3, padding=1))
 

@@ -1,4 +1,5 @@
 import hypothesis
+import pytest
 import torch
 
 # The same examples every time: a commit that passes here passes everywhere.
@@ -7,3 +8,22 @@ hypothesis.settings.load_profile("pdlib")
 
 # The tests' tensors are small: a second thread would only wait for the first, and for all else that runs here.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Feature networks are kept with the tests' files, not in the user's home; one thread for what is started here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PDLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory, own_cache):
+    """A finished run of the smoke preset with its report, made by the command."""
+    from pdlib import cli, reports
+
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    assert cli.main(["run", "--preset", "smoke", "--folder", str(folder)]) == 0
+    return reports.load_run(folder)

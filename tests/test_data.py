@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from sklearn.datasets import load_digits
 
 from pdlib.data import DATASETS, TOYS, Data, DataError, load_data
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 RANDOM = np.random.default_rng(0)
 
 
@@ -217,17 +217,32 @@ def hub_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-@pytest.mark.parametrize(
-    ("folder", "shape", "count"),
-    [("mnist", (1, 28, 28), 10_000), ("cifar10", (3, 32, 32), 10_000)],
-)
-def test_a_folder_of_parquet_files_is_read(hub_cache, folder, shape, count):
-    path = SHARED / folder
-    if not path.is_dir():
-        pytest.skip(f"the folder {folder} is not at ../shared/data")
-    data = load_data(path, split="test")
-    assert (len(data.x), data.shape, len(data.labels)) == (count, shape, count)
-    assert data.labels.bincount(minlength=10).min() > 0.8 * count / 10
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_folder_of_parquet_files_is_read(hub_cache, tmp_path, mode):
+    # As the hub keeps MNIST and CIFAR-10: one file for each part, a column of images, a column of classes.
+    import datasets
+
+    columns = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=3)})
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    pixels = {part: RANDOM.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8) for part in ("train", "test")}
+    for part, values in pixels.items():
+        images = [Image.fromarray(value).convert(mode) for value in values]
+        table = datasets.Dataset.from_dict({"img": images, "label": [0, 1, 2] * 2}, columns)
+        table.to_parquet(folder / f"{part}-00000-of-00001.parquet")
+    data = load_data(folder, split="test")
+    assert data.labels.tolist() == [0, 1, 2] * 2
+    expected = np.stack([np.asarray(Image.fromarray(value).convert(mode)) for value in pixels["test"]])
+    expected = expected[:, None] if mode == "L" else expected.transpose(0, 3, 1, 2)
+    assert np.allclose((data.x + 1) * 127.5, expected, atol=1e-4)
+
+
+@pytest.mark.skipif("PDLIB_TEST_DATA" not in os.environ, reason="PDLIB_TEST_DATA is not set")
+@pytest.mark.parametrize(("name", "shape"), [("mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))])
+def test_the_real_data_sets_are_read_from_a_folder(hub_cache, name, shape):
+    data = load_data(Path(os.environ["PDLIB_TEST_DATA"]) / name, split="test")
+    assert (len(data.x), data.shape) == (10_000, shape)
+    assert data.labels.bincount(minlength=10).min() > 800
     assert -1 <= data.x.min() < -0.99
     assert 0.99 < data.x.max() <= 1
 

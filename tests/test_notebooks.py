@@ -1,0 +1,124 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from pdlib.exercises import EXERCISES
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+NAMES = [str(path.relative_to(ROOT / "notebooks")) for path in NOTEBOOKS]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=NAMES)
+def stored(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_it_is_stored_executed_whole_and_without_errors(stored):
+    nbformat.validate(stored)
+    counts = [cell.execution_count for cell in code_cells(stored)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not any(output.output_type == "error" for cell in code_cells(stored) for output in cell.outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_is_small(path):
+    assert path.stat().st_size < 500_000
+
+
+def test_it_opens_with_words_and_then_its_parameters(stored):
+    assert stored.cells[0].cell_type == "markdown"
+    if "Solutions" in stored.cells[0].source:
+        return
+    assert "parameters" in code_cells(stored)[0].metadata.tags
+
+
+def test_it_holds_no_path_of_the_machine_that_made_it(stored):
+    assert re.findall(r"(?<![\w.])/(?:home|work|tmp|root|Users)/[\w.]+", nbformat.writes(stored)) == []
+
+
+# Exercises, as they are stored.
+
+
+def verdicts(notebook):
+    """What each check of an exercise says, by the exercise's name, in the order of the cells."""
+    found = []
+    for cell in code_cells(notebook):
+        for name in re.findall(r'check\("([^"]+)"', cell.source):
+            (output,) = (o for o in cell.outputs if o.output_type == "execute_result")
+            found.append((name, output.data["text/plain"]))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"\d\d_", name)])
+def test_exercises_are_stored_unsolved_and_their_twins_solved(name):
+    number = name[:3]
+    exercises = {exercise for exercise in EXERCISES if exercise.startswith(number)}
+    assert 2 <= len(exercises) <= 4
+    shipped = verdicts(nbformat.read(ROOT / "notebooks" / name, as_version=4))
+    assert {exercise for exercise, _ in shipped} == exercises
+    assert {verdict for _, verdict in shipped} == {"not attempted yet"}
+    solved = verdicts(nbformat.read(ROOT / "notebooks" / "solutions" / name, as_version=4))
+    for exercise in exercises:
+        said = [verdict for other, verdict in solved if other == exercise]
+        assert said[0] == "right"
+        assert all(verdict.startswith("not right") and "hint: " in verdict for verdict in said[1:])
+
+
+# The report, as it is used without the command.
+
+SMALL = {"teacher_updates": 20, "stage_updates": 10}
+
+
+def papermill_report(output, **parameters):
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / "report.ipynb"), str(output), parameters, kernel_name="python3", progress_bar=False
+    )
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    papermill_report(folder / "out.ipynb", preset="smoke", prediction="x", folder=str(folder / "run"), **SMALL)
+    return folder / "out.ipynb"
+
+
+def test_papermill_runs_the_report_with_other_settings(executed):
+    text = executed.read_text()
+    assert "prediction = x" in text
+    assert "teacher_updates = 20" in text
+    (run,) = executed.parent.glob("run/student-1/config.json")
+    assert '"prediction": "x"' in run.read_text()
+
+
+def test_the_executed_report_passes_strict_nbval(executed):
+    # Its run is finished, so that every figure is read and none measured again.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", str(executed)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=executed.parent)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ passed", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"predicton": "x"}, "predicton='x': there is no setting 'predicton'; did you mean 'prediction'?"),
+        ({"preset": "fast"}, "preset='fast' is unknown; it must be one of default, smoke"),
+        ({"steps": 48}, "steps=48"),
+    ],
+)
+def test_a_bad_parameter_stops_the_report_with_one_line(parameters, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        papermill_report(tmp_path / "out.ipynb", folder=str(tmp_path / "run"), **parameters)
+    assert message in caught.value.evalue
+    assert caught.value.traceback == [f"SettingsError: {caught.value.evalue}"]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,368 @@
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from html.parser import HTMLParser
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+import pdlib.distillation
+from pdlib import reports
+from pdlib.data import DataError
+from pdlib.denoiser import Denoiser
+from pdlib.files import DamagedFileError, lock_folder, read_json, read_tensors
+from pdlib.metrics import METRICS, feature_network, measure
+from pdlib.reports import CURVES, Run, execute, load_run, write_report
+from pdlib.sampling import sample, sample_batches
+from pdlib.settings import SettingsError, make_settings
+from pdlib.training import NotFiniteError
+
+TINY = {
+    "preset": "smoke",
+    "steps": 4,
+    "width": 8,
+    "batch_size": 16,
+    "teacher_updates": 30,
+    "stage_updates": 20,
+    "few_step_updates": 20,
+    "images_per_seed": 65,
+}
+WEIGHTS = ["teacher/model.safetensors", "student-2/model.safetensors", "student-1/model.safetensors"]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_times(metrics):
+    """What a run measured, all but how long it took and what it held in memory."""
+    metrics = {key: metrics[key] for key in ("complete", "curves", "floor", "images", "real_images", "settings")}
+    for curve in metrics["curves"].values():
+        for entry in curve.values():
+            del entry["seconds"], entry["seconds_per_image"]
+    return metrics
+
+
+# What a run leaves.
+
+
+def test_a_run_leaves_the_layout_of_the_hub(smoke):
+    names = {path.name for path in smoke.folder.iterdir() if not path.name.startswith(".")}
+    students = {f"student-{n}" for n in (4, 2, 1)}
+    files = {"config.json", "metrics.json", "report.ipynb", "report.html", "report.png"}
+    assert names == {"teacher", *students, *files}
+    for part in ("teacher", *students):
+        assert {"config.json", "model.safetensors"} <= {path.name for path in (smoke.folder / part).iterdir()}
+
+
+def test_every_documented_field_is_there(smoke):
+    metrics = smoke.metrics
+    documented = set(re.findall(r"^    ``(\w+)``", reports.evaluate.__doc__, re.MULTILINE))
+    documented |= set(re.findall(r"^    (?:``\w+``, )+``(\w+)``$", reports.evaluate.__doc__, re.MULTILINE))
+    documented |= {"settings", "versions", "images"}
+    assert documented == metrics.keys()
+    assert metrics["complete"] is True
+    assert metrics["curves"].keys() == set(CURVES)
+    for curve in metrics["curves"].values():
+        assert list(curve) == ["8", "4", "2", "1"]
+        for entry in curve.values():
+            for name in METRICS:
+                value, error = entry[name]
+                assert np.isfinite(value)
+                assert 0 < error < max(5, 5 * abs(value))
+            assert len(entry["frechet_distance_left_out"]) == 2
+            assert entry["seconds_per_image"] > 0
+    assert metrics["images"] == 2 * 128
+    assert metrics["real_images"] == 1797
+    assert {name: metrics["training"][n]["updates"] for name, n in (("teacher", "8"), ("last", "1"))} == {
+        "teacher": 300,
+        "last": 60,
+    }
+    assert metrics["curves"]["ddim"]["8"]["ratio"] == 1
+    assert 100 < metrics["peak_memory_mb"] < 2000
+    assert metrics["versions"]["torch"] == torch.__version__
+
+
+def test_the_figures_are_those_of_the_networks_in_the_folder(smoke):
+    s = smoke.settings
+    groups = []
+    for k in range(s.noise_seeds):
+        generator = torch.Generator().manual_seed(1_000_003 * (s.seed + 1) + k)
+        groups.append(sample_batches(smoke.denoiser(2), 2, s.images_per_seed, (1, 8, 8), generator=generator))
+    found = measure(feature_network(smoke.data, progress=False), smoke.data.x, groups)
+    for name in METRICS:
+        assert smoke.metrics["curves"]["distilled"]["2"][name] == pytest.approx(list(found[name][:2]), rel=1e-6)
+
+
+def test_ratios_are_to_the_teachers_own_number_of_steps(smoke):
+    curves = smoke.metrics["curves"]
+    base = curves["distilled"]["8"]["frechet_distance"][0]
+    for curve in curves.values():
+        for entry in curve.values():
+            assert entry["ratio"] == pytest.approx(entry["frechet_distance"][0] / base)
+
+
+def test_distillation_helped_even_in_a_minute(smoke):
+    one_step = {name: smoke.metrics["curves"][name]["1"]["frechet_distance"][0] for name in CURVES}
+    assert one_step["distilled"] < 0.5 * one_step["ddim"]
+
+
+def test_the_same_noise_goes_through_every_network(smoke):
+    rows, noise = smoke.same_noise(3)
+    assert list(rows) == ["8 steps (teacher)", "4 steps", "2 steps", "one step"]
+    *_, expected = sample(Denoiser.load(smoke.folder / "student-2"), 2, noise)
+    assert torch.equal(rows["2 steps"], expected)
+
+
+# The report.
+
+
+class Resources(HTMLParser):
+    """What a browser would fetch for a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        name = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src"}.get(tag)
+        if name in attributes:
+            self.found.append(attributes[name])
+
+
+def test_the_page_needs_nothing_but_itself(smoke):
+    page = (smoke.folder / "report.html").read_text()
+    resources = Resources()
+    resources.feed(page)
+    assert len(resources.found) >= 5  # the pictures
+    assert {address.split(":")[0] for address in resources.found} == {"data"}
+    assert re.findall(r"@import|url\(\s*['\"]?https?:", page) == []
+    assert re.findall(r"import\(|fetch\(|XMLHttpRequest|require\(", page) == []
+
+
+def test_the_page_shows_every_figure(smoke):
+    page = (smoke.folder / "report.html").read_text()
+    for curve in smoke.metrics["curves"].values():
+        for entry in curve.values():
+            value, error = entry["frechet_distance"]
+            assert f"{value:.3g} ± {error:.1g}" in page
+    for text in (torch.__version__, "truncated_snr", f"{smoke.metrics['peak_memory_mb']:.0f} MB", "real against real"):
+        assert text in page
+    assert str(smoke.folder.home()) not in page.replace(str(smoke.folder), "")
+
+
+def test_the_report_is_an_executed_notebook_without_errors(smoke):
+    notebook = nbformat.read(smoke.folder / "report.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert {output.output_type for cell in cells for output in cell.outputs} <= {"display_data", "execute_result"}
+
+
+def test_the_words_follow_the_figures():
+    entry = {"ratio": 2.0, "ratio_standard_error": 0.25, "seconds_per_image": 1e-3}
+    teacher = {"ratio": 1.0, "ratio_standard_error": 0.0, "seconds_per_image": 0.05}
+    metrics = {
+        "curves": {"distilled": {"1": entry, "4": teacher}, "ddim": {"1": entry | {"ratio": 90.0}, "4": teacher}}
+    }
+    assert "**2.00 ± 0.25 times** the teacher's distance at 4 steps" in reports.describe_quality(metrics)
+    assert "is at 90.0 times" in reports.describe_quality(metrics)
+    assert "**50 times**" in reports.describe_speed(metrics)
+    rows = {"teacher": torch.zeros(2, 1, 2, 2), "one step": torch.full((2, 1, 2, 2), 0.5)}
+    assert "one step: 0.500" in reports.describe_same_noise(rows)
+
+
+def test_points_in_the_plane_get_a_report_too(tmp_path):
+    run = execute(folder=tmp_path / "run", data="ring", progress=False, **TINY)
+    page = write_report(run, "smoke", {"data": "ring", **{k: v for k, v in TINY.items() if k != "preset"}}, False)
+    assert page == tmp_path / "run" / "report.html"
+    assert "ring" in page.read_text()
+    assert run.denoiser(1)(torch.zeros(5, 2), torch.ones(5)).shape == (5, 2)
+
+
+# Stop and resume.
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return execute(folder=tmp_path_factory.mktemp("runs") / "whole", progress=False, **TINY)
+
+
+DRIVER = """
+import json, sys, torch
+from pdlib import reports
+torch.set_num_threads(1)
+reports.execute(folder=sys.argv[1], progress=False, checkpoint_seconds=0.0, **json.loads(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    "moment", ["teacher.checkpoint", "student-2.checkpoint", "student-1.checkpoint", "student-1", "metrics.json"]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(moment, uninterrupted, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), json.dumps(TINY)])
+    deadline = time.monotonic() + 120
+    while not (folder / moment).exists():
+        assert process.poll() is None, f"the run ended before there was {moment}"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "metrics.json").exists() or not read_json(folder / "metrics.json")["complete"]
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/model.safetensors")}
+    left = {path.stem: read_tensors(path)[1]["update"] for path in folder.glob("*.checkpoint")}
+    if moment.endswith(".checkpoint"):
+        assert left[moment.removesuffix(".checkpoint")] > 0
+
+    steps_taken = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args: (steps_taken.append(1), step(self, *args))[1])
+    run = execute(folder=folder, progress=False, **TINY)
+
+    # Only what was left is trained, and what was finished is not written again.
+    kept = [part.parent.name for part in finished]
+    left = {name: update for name, update in left.items() if name not in kept}
+    all_updates = {"teacher": 30, "student-2": 20, "student-1": 20}
+    needed = sum(all_updates[name] for name in all_updates if name not in kept) - sum(left.values())
+    assert len(steps_taken) == needed
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    for name in WEIGHTS:
+        assert (folder / name).read_bytes() == (uninterrupted.folder / name).read_bytes()
+    assert without_times(run.metrics) == without_times(uninterrupted.metrics)
+    assert list(folder.glob("*.checkpoint")) + list(folder.rglob("*.part")) == []
+
+
+def test_a_finished_run_is_opened_and_nothing_else(uninterrupted, monkeypatch):
+    before = contents(uninterrupted.folder)
+    monkeypatch.setattr(reports, "load_data", lambda name: pytest.fail("the data were loaded"))
+    assert execute(folder=uninterrupted.folder, progress=False, **TINY).metrics == uninterrupted.metrics
+    assert contents(uninterrupted.folder) == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    with lock_folder(folder), pytest.raises(BlockingIOError, match="is in use by another run"):
+        execute(folder=folder, progress=False, **TINY)
+    assert [path.name for path in folder.iterdir() if path.name != ".lock"] == []
+
+
+def test_opening_a_run_gives_its_settings(uninterrupted, tmp_path):
+    settings = {key: value for key, value in TINY.items() if key != "preset"}
+    assert load_run(uninterrupted.folder) == Run(uninterrupted.folder, make_settings("smoke", **settings))
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        load_run(tmp_path)
+
+
+# Bad input: before any training, and nothing written.
+
+
+def refused(error, match, folder, **overrides):
+    before = contents(folder) if folder.exists() else None
+    with pytest.raises(error, match=match):
+        execute(folder=folder, progress=False, **(TINY | overrides))
+    assert (contents(folder) if folder.exists() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [((20, 7, 7), "height and width must divide by 2"), ((20, 5), r"has shape \(20, 5\)"), ((20, 4, 8, 8), "1 or 3")],
+)
+def test_data_of_the_wrong_shape_are_refused(shape, match, tmp_path):
+    np.save(tmp_path / "data.npy", np.zeros(shape, np.float32))
+    refused(DataError, match, tmp_path / "run", data=str(tmp_path / "data.npy"))
+
+
+def test_data_with_nan_are_refused(tmp_path):
+    x = np.zeros((20, 8, 8), np.float32)
+    x[3, 0, 0] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    message = "NaN or infinite values in 1 of 20 examples.*index 3"
+    refused(DataError, message, tmp_path / "run", data=str(tmp_path / "x.npy"))
+
+
+def test_a_folder_of_another_run_is_refused_and_untouched(uninterrupted):
+    refused(SettingsError, "other settings .seed=0 there and 5 here", uninterrupted.folder, seed=5)
+
+
+def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    refused(SettingsError, "is not empty and holds no run", tmp_path)
+
+
+def test_a_full_disk_is_refused_at_the_start(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(reports.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
+    refused(OSError, "the disk has 1 MB free and the run needs .* MB", tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_loses_nothing(uninterrupted, tmp_path, monkeypatch):
+    calls, fsync = [], os.fsync
+
+    def full(file):
+        calls.append(file)
+        if len(calls) > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device.*what was saved before is kept"):
+            execute(folder=tmp_path / "run", progress=False, checkpoint_seconds=0.0, **TINY)
+    execute(folder=tmp_path / "run", progress=False, **TINY)
+    for name in WEIGHTS:
+        assert (tmp_path / "run" / name).read_bytes() == (uninterrupted.folder / name).read_bytes()
+
+
+@pytest.fixture
+def half_done(tmp_path, monkeypatch):
+    """A run stopped in the middle of its first stage."""
+    calls, loss = [], pdlib.distillation.distillation_loss
+
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls) > 10:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pdlib.distillation, "distillation_loss", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            execute(folder=tmp_path / "run", progress=False, checkpoint_seconds=0.0, **TINY)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("how", ["truncated", "tampered"])
+@pytest.mark.parametrize("name", ["teacher/model.safetensors", "student-2.checkpoint"])
+def test_a_damaged_file_of_a_run_is_named(half_done, name, how):
+    path = half_done / name
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content if how == "tampered" else content[: len(content) // 2])
+    refused(DamagedFileError, f"{path.name} (is damaged|was changed)", half_done)
+
+
+def test_settings_that_are_no_json_are_named(half_done):
+    (half_done / "config.json").write_text('{"data": "dig')
+    refused(DamagedFileError, "config.json is damaged", half_done)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(half_done, uninterrupted, monkeypatch):
+    checkpoint = (half_done / "student-2.checkpoint").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(pdlib.distillation, "weighted_loss", lambda x_hat, *rest: x_hat.mean() * float("nan"))
+        with pytest.raises(NotFiniteError, match=r"student-2: at update 10 the loss is nan.*checkpoint is kept"):
+            execute(folder=half_done, progress=False, **TINY)
+    assert (half_done / "student-2.checkpoint").read_bytes() == checkpoint
+    execute(folder=half_done, progress=False, **TINY)
+    for name in WEIGHTS:
+        assert (half_done / name).read_bytes() == (uninterrupted.folder / name).read_bytes()
