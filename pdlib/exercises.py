@@ -15,6 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdlib.denoiser import DenoiserLike
+from pdlib.exact import MixtureDenoiser
+from pdlib.sampling import ddim_step
+from pdlib.schedules import CosineSchedule
+
 __all__ = ["EXERCISES", "Exercise", "Verdict", "check"]
 
 
@@ -284,7 +289,399 @@ EXERCISES["01_two_points"] = Exercise(
 # 02 Parameterizations
 
 
+def _solved_pair(known: Tensor, rows: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
+    """The x and ε, (2, 4, 3), of which two mixtures are known, by solving two equations for each example."""
+    mixing = torch.stack([torch.stack(row, -1) for row in rows], -2)  # (4, 2, 2)
+    return torch.linalg.solve(mixing, known.transpose(0, 1)).transpose(0, 1)
+
+
+def _x_behind(z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    rows = (alpha, sigma), (torch.zeros_like(alpha), torch.ones_like(alpha))
+    return _solved_pair(torch.stack([z, eps]), rows)[0]
+
+
+def _eps_behind(z: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    return _solved_pair(torch.stack([z, v]), ((alpha, sigma), (-sigma, alpha)))[1]
+
+
+def _slope_along_circle(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """dz/dφ of z = cos φ x + sin φ ε, by automatic differentiation."""
+    angle = torch.atan2(sigma, alpha)[:, None].repeat(1, x.shape[1])
+    return torch.func.jvp(lambda phi: phi.cos() * x + phi.sin() * eps, (angle,), (torch.ones_like(x),))[1]
+
+
+def _nearest_pair(z: Tensor, x_head: Tensor, eps_head: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The x̂ of the pair with α x̂ + σ ε̂ = z nearest to the two heads, by the pseudo-inverse of that one equation."""
+    equation = torch.stack([alpha, sigma], -1)[:, None]  # (4, 1, 2)
+    missing = z - alpha[:, None] * x_head - sigma[:, None] * eps_head
+    return x_head + (torch.linalg.pinv(equation) @ missing[:, None])[:, 0]
+
+
+def _noised(generator: torch.Generator) -> dict[str, Any]:
+    """As :func:`_noising`, with z in place of x."""
+    case = _noising(generator)
+    return {"z": _diffused(**case), **{name: case[name] for name in ("eps", "alpha", "sigma")}}
+
+
+def _noised_with_v(generator: torch.Generator) -> dict[str, Any]:
+    case = _noising(generator)
+    v = _slope_along_circle(**case)
+    return {"z": _diffused(**case), "v": v, "alpha": case["alpha"], "sigma": case["sigma"]}
+
+
+def _two_heads(generator: torch.Generator) -> dict[str, Any]:
+    """Heads that do not agree: their pair does not explain z."""
+    case = _noising(generator)
+    x_head, eps_head = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    angles = {name: case[name] for name in ("alpha", "sigma")}
+    return {"z": _diffused(**case), "x_head": x_head, "eps_head": eps_head, **angles}
+
+
+EXERCISES["02_x_from_eps"] = Exercise(
+    cases=_noised,
+    reference=_x_behind,
+    mistakes=(
+        (
+            lambda z, eps, alpha, sigma: (z + sigma[:, None] * eps) / alpha[:, None],
+            "the noise was added to make z, so it is subtracted to get back",
+        ),
+        (
+            lambda z, eps, alpha, sigma: z - sigma[:, None] * eps,
+            "that is α x, the faded data; divide it by α",
+        ),
+        (
+            lambda z, eps, alpha, sigma: z / alpha[:, None] - sigma[:, None] * eps,
+            "all of z − σ ε is divided by α, the noise too",
+        ),
+        (
+            lambda z, eps, alpha, sigma: (z - (sigma**2)[:, None] * eps) / (alpha**2)[:, None],
+            "z holds α x and σ ε, not their squares: no squares here",
+        ),
+        (
+            lambda z, eps, alpha, sigma: (z - alpha[:, None] * eps) / sigma[:, None],
+            "α and σ are swapped: ε came in with σ, and x with α",
+        ),
+    ),
+)
+EXERCISES["02_v"] = Exercise(
+    cases=_noising,
+    reference=_slope_along_circle,
+    mistakes=(
+        (
+            lambda x, eps, alpha, sigma: alpha[:, None] * eps + sigma[:, None] * x,
+            "the sign: with the plus of the slides, α z − σ v is (α² − σ²) x and not x. The derivative of cos is −sin",
+        ),
+        (
+            lambda x, eps, alpha, sigma: sigma[:, None] * x - alpha[:, None] * eps,
+            "that is −v: both signs are turned round. z moves towards ε as φ grows",
+        ),
+        (
+            lambda x, eps, alpha, sigma: alpha[:, None] * x - sigma[:, None] * eps,
+            "x and ε are swapped: at α = 1 the circle leaves x in the direction of ε, so that v = ε there",
+        ),
+        (
+            lambda x, eps, alpha, sigma: eps - x,
+            "that is the direction of a straight line from x to ε; on the circle α and σ belong to it",
+        ),
+    ),
+)
+EXERCISES["02_eps_from_v"] = Exercise(
+    cases=_noised_with_v,
+    reference=_eps_behind,
+    mistakes=(
+        (
+            lambda z, v, alpha, sigma: sigma[:, None] * z - alpha[:, None] * v,
+            "the sign: v = α ε − σ x holds ε with a plus, so α v is added; then the x parts, σα x and −ασ x, cancel",
+        ),
+        (
+            lambda z, v, alpha, sigma: alpha[:, None] * z - sigma[:, None] * v,
+            "that is x̂; for ε̂ let the x parts cancel instead",
+        ),
+        (
+            lambda z, v, alpha, sigma: alpha[:, None] * z + sigma[:, None] * v,
+            "α and σ are swapped: z holds ε with σ, so multiply z by σ",
+        ),
+        (
+            lambda z, v, alpha, sigma: v / alpha[:, None],
+            "v = α ε − σ x also holds x; z is there to take it out",
+        ),
+        (
+            lambda z, v, alpha, sigma: z / sigma[:, None],
+            "that takes all of z for noise",
+        ),
+    ),
+)
+EXERCISES["02_both"] = Exercise(
+    cases=_two_heads,
+    reference=_nearest_pair,
+    mistakes=(
+        (
+            lambda z, x_head, eps_head, alpha, sigma: (
+                (alpha**2)[:, None] * x_head + (sigma**2 / alpha)[:, None] * (z - sigma[:, None] * eps_head)
+            ),
+            "the shares are swapped: where there is little noise, trust the ε head, whose x̂ has the share α²",
+        ),
+        (
+            lambda z, x_head, eps_head, alpha, sigma: (
+                (sigma**2)[:, None] * x_head + (alpha**2)[:, None] * (z - sigma[:, None] * eps_head)
+            ),
+            "the ε head's x̂ is (z − σ ε̃)/α: one α of its share α² is used up by that division",
+        ),
+        (
+            lambda z, x_head, eps_head, alpha, sigma: (sigma**2)[:, None] * x_head + z - sigma[:, None] * eps_head,
+            "an α is missing: z − σ ε̃ is α x̂, and its share is α², so α (z − σ ε̃)",
+        ),
+        (
+            lambda z, x_head, eps_head, alpha, sigma: (
+                sigma[:, None] * x_head + alpha[:, None] * (z - sigma[:, None] * eps_head)
+            ),
+            "the shares are σ² and α², which add up to 1; σ and α do not",
+        ),
+        (
+            lambda z, x_head, eps_head, alpha, sigma: (x_head + (z - sigma[:, None] * eps_head) / alpha[:, None]) / 2,
+            "an even average keeps half of (z − σ ε̃)/α, which blows up as α → 0; weigh the two by σ² and α²",
+        ),
+    ),
+)
+
+
 # 03 The target x̃
+
+
+def _student_step(generator: torch.Generator) -> dict[str, Any]:
+    """One of the student's steps: i of N."""
+    steps = int(torch.randint(2, 9, (1,), generator=generator))
+    return {"i": int(torch.randint(1, steps + 1, (1,), generator=generator)), "steps": steps}
+
+
+EXERCISES["03_times"] = Exercise(
+    cases=_student_step,
+    reference=lambda i, steps: tuple((2 * i - k) / (2 * steps) for k in range(3)),  # counted on the teacher's grid
+    mistakes=(
+        (
+            lambda i, steps: (i / steps, (i - 1) / steps, (i - 0.5) / steps),
+            "t' and t'' are swapped: t', half-way, comes first",
+        ),
+        (
+            lambda i, steps: (i / steps, (i - 1) / steps, (i - 2) / steps),
+            "those steps are the student's; the teacher makes 2N steps from 1 to 0, each half as long",
+        ),
+        (
+            lambda i, steps: ((i - 1) / steps, (i - 1.5) / steps, (i - 2) / steps),
+            "i runs from 1 to N, and t = i/N: the first t is 1/N and the last is 1",
+        ),
+        (
+            lambda i, steps: (i / steps, (i + 0.5) / steps, (i + 1) / steps),
+            "sampling goes from noise at t = 1 to data at t = 0: the times fall",
+        ),
+    ),
+)
+
+
+def _step_angles(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """φ of a step's start and of its end; among the starts is α = 0, among the ends σ = 0."""
+    start = torch.tensor([0.3, 0.8, 1.2, math.pi / 2]) + 0.1 * torch.rand(4, generator=generator, dtype=torch.float64)
+    end = start * (0.3 + 0.5 * torch.rand(4, generator=generator, dtype=torch.float64))
+    start[3], end[0] = math.pi / 2, 0.0
+    return start, end
+
+
+def _ddim_arguments(generator: torch.Generator) -> dict[str, Any]:
+    z, x_hat = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    start, end = _step_angles(generator)
+    angles = {"alpha_t": start.cos(), "sigma_t": start.sin(), "alpha_s": end.cos(), "sigma_s": end.sin()}
+    return {"z": z, "x_hat": x_hat, **angles}
+
+
+def _rotated(z: Tensor, x_hat: Tensor, alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> Tensor:
+    """A DDIM step as a turn by φ_t − φ_s: cos(φ_t − φ_s) z − sin(φ_t − φ_s) v̂."""
+    turn = (torch.atan2(sigma_t, alpha_t) - torch.atan2(sigma_s, alpha_s))[:, None]
+    v_hat = (alpha_t[:, None] * z - x_hat) / sigma_t[:, None]
+    return turn.cos() * z - turn.sin() * v_hat
+
+
+def _mixed_anew(z: Tensor, x_hat: Tensor, *scales: Tensor, sign: int = -1) -> Tensor:
+    alpha_t, sigma_t, alpha_s, sigma_s = (scale[:, None] for scale in scales)
+    return alpha_s * x_hat + sigma_s / sigma_t * (z + sign * alpha_t * x_hat)
+
+
+EXERCISES["03_ddim_step"] = Exercise(
+    cases=_ddim_arguments,
+    reference=_rotated,
+    mistakes=(
+        (
+            lambda z, x_hat, alpha_t, sigma_t, alpha_s, sigma_s: _mixed_anew(
+                z, x_hat, alpha_t, sigma_t, alpha_s, sigma_s, sign=1
+            ),
+            "a sign: to get at the noise, the picture's part α_t x̂ is taken away from z_t",
+        ),
+        (
+            lambda z, x_hat, alpha_t, sigma_t, alpha_s, sigma_s: _mixed_anew(
+                z, x_hat, alpha_t**2, sigma_t**2, alpha_s**2, sigma_s**2
+            ),
+            "α and σ themselves multiply x and ε; their squares are variances",
+        ),
+        (
+            lambda z, x_hat, alpha_t, sigma_t, alpha_s, sigma_s: _mixed_anew(
+                z, x_hat, alpha_s, sigma_t, alpha_t, sigma_s
+            ),
+            "α_t and α_s are swapped: unmix z_t with α_t, then mix anew with α_s",
+        ),
+        (
+            lambda z, x_hat, alpha_t, sigma_t, alpha_s, sigma_s: _mixed_anew(
+                z, x_hat, alpha_t, torch.ones_like(sigma_t), alpha_s, sigma_s
+            ),
+            "z_t − α_t x̂ is σ_t ε̂, not yet ε̂: divide it by σ_t",
+        ),
+        (
+            lambda z, x_hat, alpha_t, sigma_t, alpha_s, sigma_s: alpha_s[:, None] * x_hat + sigma_s[:, None] * z,
+            "z_t is not the noise, it holds a picture too: the noise is ε̂ = (z_t − α_t x̂)/σ_t",
+        ),
+    ),
+)
+
+
+def _landed(generator: torch.Generator) -> dict[str, Any]:
+    z, z_end = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    start, end = _step_angles(generator)
+    angles = {"alpha": start.cos(), "sigma": start.sin(), "alpha_end": end.cos(), "sigma_end": end.sin()}
+    return {"z": z, "z_end": z_end, **angles}
+
+
+def _aimed(z: Tensor, z_end: Tensor, alpha: Tensor, sigma: Tensor, alpha_end: Tensor, sigma_end: Tensor) -> Tensor:
+    """Two trial shots, at x̂ = 0 and x̂ = 1; where a step lands is a straight line in x̂."""
+    from_0, from_1 = (_rotated(z, torch.full_like(z, x), alpha, sigma, alpha_end, sigma_end) for x in (0.0, 1.0))
+    return (z_end - from_0) / (from_1 - from_0)
+
+
+def _solved(z: Tensor, z_end: Tensor, ratio: Tensor, alpha: Tensor, alpha_end: Tensor) -> Tensor:
+    return (z_end - ratio[:, None] * z) / (alpha_end - ratio * alpha)[:, None]
+
+
+EXERCISES["03_x_tilde"] = Exercise(
+    cases=_landed,
+    reference=_aimed,
+    mistakes=(
+        (
+            lambda z, z_end, alpha, sigma, alpha_end, sigma_end: _solved(
+                z, z_end, -sigma_end / sigma, alpha, alpha_end
+            ),
+            "a sign: what is added on one side, (σ''/σ) z, is taken away on the other; −(σ''/σ) α x̃ keeps its minus",
+        ),
+        (
+            lambda z, z_end, alpha, sigma, alpha_end, sigma_end: _solved(
+                z, z_end, sigma_end / sigma, 0 * alpha, alpha_end
+            ),
+            "x̃ stands in two places; collect both before you divide",
+        ),
+        (
+            lambda z, z_end, alpha, sigma, alpha_end, sigma_end: _solved(
+                z, z_end, (sigma_end / sigma) ** 2, alpha, alpha_end
+            ),
+            "the step has σ''/σ, not the ratio of the variances",
+        ),
+        (
+            lambda z, z_end, alpha, sigma, alpha_end, sigma_end: _solved(z, z_end, sigma_end, alpha, alpha_end),
+            "the noise that x̃ leaves is (z − α x̃)/σ: the division by σ got lost",
+        ),
+        (
+            lambda z, z_end, alpha, sigma, alpha_end, sigma_end: _solved(
+                z, z_end, torch.ones_like(sigma), alpha, alpha_end
+            ),
+            "the noise shrinks on the way, from σ to σ'': the ratio σ''/σ got lost",
+        ),
+    ),
+)
+
+
+class _RandomMixture(MixtureDenoiser):
+    """The exact denoiser of a few random Gaussians in the plane."""
+
+    def __init__(self, generator: torch.Generator, components: int):
+        means = torch.randn(components, 2, generator=generator, dtype=torch.float64)
+        sizes = 0.05 + 0.2 * torch.rand(components, 1, 1, generator=generator, dtype=torch.float64)
+        weights = torch.full((components,), 1 / components, dtype=torch.float64)
+        super().__init__(weights, means, sizes * torch.eye(2, dtype=torch.float64), CosineSchedule())
+
+    def __repr__(self) -> str:
+        return f"the exact denoiser of {len(self.components)} Gaussians in the plane"
+
+
+def _distillation_batch(generator: torch.Generator) -> dict[str, Any]:
+    """A batch for algorithm 2, t'' = 0 left out: some of the mistakes are not finite there."""
+    student, teacher = _RandomMixture(generator, 2), _RandomMixture(generator, 3)
+    x, eps = torch.randn(2, 4, 2, generator=generator, dtype=torch.float64)
+    steps = int(torch.randint(2, 7, (1,), generator=generator))
+    i = torch.randint(2, steps + 1, (4,), generator=generator, dtype=torch.float64)
+    i[0] = steps
+    return {"student": student, "teacher": teacher, "x": x, "eps": eps, "t": i / steps, "steps": steps}
+
+
+def _algorithm_2_by_turns(
+    student: DenoiserLike, teacher: DenoiserLike, x: Tensor, eps: Tensor, t: Tensor, steps: int
+) -> Tensor:
+    """All in angles; and the weight as the larger of the x loss and the ε loss."""
+    first, second, third = (teacher.schedule.angle(t - k / (2 * steps))[:, None] for k in range(3))
+    z = first.cos() * x + first.sin() * eps
+    z_mid = _turned(teacher, z, t, first, second)
+    z_end = _turned(teacher, z_mid, t - 1 / (2 * steps), second, third)
+    v_tilde = ((first - third).cos() * z - z_end) / (first - third).sin()
+    x_tilde = first.cos() * z - first.sin() * v_tilde
+    miss = x_tilde - student(z, t)
+    return torch.maximum(miss.square().mean(1), (miss / first.tan()).square().mean(1)).mean()
+
+
+def _turned(denoiser: DenoiserLike, z: Tensor, t: Tensor, angle: Tensor, to: Tensor) -> Tensor:
+    v_hat = (angle.cos() * z - denoiser(z, t)) / angle.sin()
+    return (angle - to).cos() * z - (angle - to).sin() * v_hat
+
+
+def _algorithm_2(mistake: str) -> Callable[..., Tensor]:
+    """The loss as written in the paper, with one thing wrong."""
+
+    def loss(student: DenoiserLike, teacher: DenoiserLike, x: Tensor, eps: Tensor, t: Tensor, steps: int) -> Tensor:
+        schedule, half = teacher.schedule, 0.5 / steps
+        t_mid, t_end = (t - 2 * half, t - half) if mistake == "swapped" else (t - half, t - 2 * half)
+        if mistake == "long steps":
+            t_mid, t_end = t - 1 / steps, (t - 2 / steps).clamp(min=0)
+        alpha, sigma = schedule.alpha_sigma(t)
+        z = x if mistake == "clean input" else alpha[:, None] * x + sigma[:, None] * eps
+        z_mid = ddim_step(z, teacher(z, t), t, t_mid, schedule)
+        x_mid = teacher(z, t) if mistake == "asked once" else teacher(z_mid, t_mid)
+        z_end = ddim_step(z_mid, x_mid, t_mid, t_end, schedule)
+        alpha_end, sigma_end = schedule.alpha_sigma(t_mid if mistake == "t' for t''" else t_end)
+        target = _solved(z, z_end, sigma_end / sigma, alpha, alpha_end)
+        if mistake in ("x", "x_mid"):
+            target = x if mistake == "x" else x_mid
+        miss = (target - student(z, t)).square()
+        miss = miss.sum(1) if mistake == "sum" else miss.mean(1)
+        if mistake == "no weight":
+            return miss.mean()
+        snr = (alpha / sigma) ** 2
+        return ((snr if mistake == "snr" else snr.clamp(min=1)) * miss).mean()
+
+    return loss
+
+
+EXERCISES["03_algorithm_2"] = Exercise(
+    cases=_distillation_batch,
+    reference=_algorithm_2_by_turns,
+    mistakes=(
+        (
+            _algorithm_2("swapped"),
+            "t' and t'' are swapped: the teacher goes first to t' = t − 0.5/N, then on to t'' = t − 1/N",
+        ),
+        (_algorithm_2("t' for t''"), "x̃ is solved with α and σ of t'; the student's step ends at t''"),
+        (_algorithm_2("no weight"), "the weight is missing: max(α²/σ², 1), for each example of the batch"),
+        (_algorithm_2("snr"), "that weight is the SNR alone: at t = 1 it is 0, and nothing is learned there"),
+        (_algorithm_2("x_mid"), "the target is the teacher's second answer, x̂(z_t'); solve for x̃ with z_t''"),
+        (_algorithm_2("x"), "the target is the clean x, as when a teacher is trained; distillation has x̃ in its place"),
+        (_algorithm_2("asked once"), "ask the teacher anew at z_t', t': its two steps have two answers"),
+        (_algorithm_2("long steps"), "the teacher's steps are half as long as the student's: 0.5/N"),
+        (_algorithm_2("clean input"), "the teacher and the student see z_t, not the clean x"),
+        (_algorithm_2("sum"), "‖·‖² is here the mean over an example's entries, as in the library, not their sum"),
+    ),
+)
 
 
 # 04 Weightings

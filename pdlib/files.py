@@ -69,8 +69,9 @@ def read_json(path: Path) -> Any:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
     """Write named tensors and a little JSON-ready metadata to one safetensors file, with a checksum."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(metadata or {})
-    header = {"metadata": text, "sha256": _digest(tensors, text)}
+    metadata = metadata or {}
+    # One entry: safetensors writes several in an order of chance, and equal tensors should give equal files.
+    header = {"pdlib": json.dumps({"metadata": metadata, "sha256": _digest(tensors, metadata)})}
     write_bytes(path, save(tensors, metadata=header))
 
 
@@ -86,14 +87,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("pdlib", "null")) or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFileError(f"{path} is damaged: {error}. {_ADVICE}") from error
-    text = header.get("metadata", "{}")
-    if header.get("sha256") != _digest(tensors, text):
+    metadata = header.get("metadata", {})
+    if header.get("sha256") != _digest(tensors, metadata):
         raise DamagedFileError(f"{path} was changed since it was written: its checksum does not match. {_ADVICE}")
-    return tensors, json.loads(text)
+    return tensors, metadata
 
 
 def lock_folder(folder: Path) -> FileLock:
@@ -124,9 +125,9 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
     """SHA-256 over names, types, shapes and bytes of the tensors, and over the metadata."""
-    digest = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(json.dumps(metadata).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -243,9 +243,13 @@ class _State:
                 parts[part][rest] = value
         self.network.load_state_dict(parts["network"])
         self.average.load_state_dict(parts["average"])
+        parameters = list(self.network.parameters())
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in parts["optimizer"].items():
             index, _, moment = name.partition(".")
+            like = parameters[int(index)]
+            if value.shape == like.shape:  # laid out in memory as its parameter is, which fused Adam relies on
+                value = torch.empty_like(like, requires_grad=False).copy_(value)
             moments.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.generator.set_state(tensors["generator"])

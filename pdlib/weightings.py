@@ -64,7 +64,9 @@ def weight(weighting: str | Clipped, schedule: Schedule, t: Tensor, steps: int |
         ValueError: for an unknown weighting, or ``normalize`` without ``steps``.
     """
     if isinstance(weighting, Clipped):
-        value = weight(weighting.weighting, schedule, t, steps).clamp(weighting.min, weighting.max)
+        low, high = weighting.min, weighting.max
+        value = weight(weighting.weighting, schedule, t, steps)
+        value = value.clamp(0 if low is None else low, torch.inf if high is None else high)
         if not weighting.normalize:
             return value
         if steps is None:

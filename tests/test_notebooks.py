@@ -101,8 +101,10 @@ def test_papermill_runs_the_report_with_other_settings(executed):
 
 
 def test_the_executed_report_passes_strict_nbval(executed):
-    # Its run is finished, so that every figure is read and none measured again.
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", str(executed)]
+    # Executed once more, with its run finished: every figure is read, none measured again, and no bar is shown.
+    again = executed.with_name("again.ipynb")
+    papermill_report(again, preset="smoke", prediction="x", folder=str(executed.parent / "run"), **SMALL)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", str(again)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=executed.parent)
     assert done.returncode == 0, done.stdout
     assert re.search(r"\d+ passed", done.stdout)
