@@ -1,6 +1,7 @@
 # Each target sets itself up in .venv on a machine that has Python 3.10 or later and make.
 PYTHON ?= python3
 BIN := .venv/bin
+CHAIN := $(sort $(wildcard notebooks/0*.ipynb notebooks/solutions/*.ipynb))
 
 .PHONY: report test lab notebooks bench format clean
 .DEFAULT_GOAL := report
@@ -12,6 +13,7 @@ test: .venv/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --nbval $(CHAIN)
 
 lab: .venv/installed-all
 	$(BIN)/jupyter lab notebooks
@@ -19,7 +21,7 @@ lab: .venv/installed-all
 # Executes the notebooks again and stores their outputs.
 notebooks: .venv/installed-all
 	$(BIN)/pdlib run
-	$(BIN)/papermill notebooks/report.ipynb notebooks/report.ipynb
+	for notebook in notebooks/report.ipynb $(CHAIN); do $(BIN)/papermill $$notebook $$notebook || exit 1; done
 	cp runs/default/report.png notebooks/report.png
 
 bench: .venv/installed-all

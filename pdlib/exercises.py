@@ -136,6 +136,12 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _mixing_angles(generator: torch.Generator) -> dict[str, Any]:
+    """α = cos φ and σ = sin φ, among them one of mostly signal and one of mostly noise."""
+    angle = torch.tensor([0.1, 0.5, 1.0, 1.5]) + 0.07 * torch.rand(4, generator=generator, dtype=torch.float64)
+    return {"alpha": angle.cos(), "sigma": angle.sin()}
+
+
 # 01 The forward process
 
 
@@ -695,12 +701,6 @@ def _measured_losses(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tens
     difference = (alpha * eps_hat - sigma * x_hat) - (alpha * eps - sigma * x)
     losses = ((x_hat - x) + 0 * alpha, eps_hat - eps, difference)
     return tuple(loss.square().sum(0) for loss in losses)
-
-
-def _mixing_angles(generator: torch.Generator) -> dict[str, Any]:
-    """α = cos φ and σ = sin φ, among them one of mostly signal and one of mostly noise."""
-    angle = torch.tensor([0.1, 0.5, 1.0, 1.5]) + 0.07 * torch.rand(4, generator=generator, dtype=torch.float64)
-    return {"alpha": angle.cos(), "sigma": angle.sin()}
 
 
 def _v_loss_ratio(alpha: Tensor, sigma: Tensor) -> Tensor:
