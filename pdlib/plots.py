@@ -60,6 +60,10 @@ COLORS = {
     "snr_plus_one": GREEN,
     "log_snr_density": PURPLE,
     "min_snr": YELLOW,
+    # mistaken targets
+    "swapped": PURPLE,
+    "second_answer": YELLOW,
+    "off_by_one": GREEN,
 }
 """One colour for one thing, in every picture."""
 MARKERS = {"distilled": "o", "ddim": "s", "stochastic": "^"}
