@@ -581,4 +581,4 @@ def _steps(count: int) -> str:
 
 
 def _with_error(value: float, error: float) -> str:
-    return f"{value:.3g} ± {error:.1g}" if abs(value) >= 1e-2 else f"{value:.5f} ± {error:.5f}"
+    return f"{value:.3g} ± {float(f'{error:.1g}'):g}" if abs(value) >= 1e-2 else f"{value:.5f} ± {error:.5f}"

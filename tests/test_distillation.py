@@ -22,7 +22,7 @@ from pdlib.exact import GaussianDenoiser
 from pdlib.predictions import PredictionError
 from pdlib.sampling import ddim_step, sample
 from pdlib.schedules import CosineSchedule, grid
-from pdlib.training import TrainingSettings, fit, random_grid_times
+from pdlib.training import TrainingSettings, random_grid_times
 from pdlib.unet import MLP
 from pdlib.weightings import WEIGHTINGS, weight
 
@@ -434,9 +434,8 @@ def test_some_stages_may_have_their_own_number_of_updates():
     assert [len(stage.trained.losses) for stage in chain(updates={2: 5})] == [3, 5, 3]
 
 
-def test_each_stage_keeps_its_checkpoint_in_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(pdlib.distillation, "fit", lambda *args, **kw: fit(*args, checkpoint_seconds=-1, **kw))
-    chain(folder=tmp_path)
+def test_each_stage_keeps_its_checkpoint_in_the_folder(tmp_path):
+    chain(folder=tmp_path, checkpoint_seconds=-1)
     assert {path.name for path in tmp_path.iterdir()} == {f"student-{steps}.checkpoint" for steps in (4, 2, 1)}
 
 
