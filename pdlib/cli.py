@@ -1,4 +1,4 @@
-"""The ``pdlib`` command: run, sample, evaluate. Also ``python -m pdlib``."""
+"""The ``pdlib`` command: run, sample, evaluate, diagnose. Also ``python -m pdlib``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command; returns its exit code: 0, 1 for a diagnosis, 2 for bad input, 130 when interrupted."""
     parser = _Parser(prog="pdlib", description="Progressive distillation of diffusion models.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
@@ -42,16 +42,19 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate = commands.add_parser("evaluate", help="print a finished run's figures")
     evaluate.add_argument("folder", help="a run's folder")
 
+    diagnose = commands.add_parser("diagnose", help="name the known mistakes in a run's settings and networks")
+    diagnose.add_argument("folder", help="a run's folder, or that of one network in it (runs/default/student-1)")
+
     chosen = parser.parse_args(arguments)
+    handlers = {"run": _run, "sample": _sample, "evaluate": _evaluate, "diagnose": _diagnose}
     try:
-        {"run": _run, "sample": _sample, "evaluate": _evaluate}[chosen.command](chosen)
+        return handlers[chosen.command](chosen) or 0
     except KeyboardInterrupt:
         print("pdlib: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"pdlib: {_one_line(error)}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _one_line(error: Exception) -> str:
@@ -84,18 +87,20 @@ def _sample(chosen: argparse.Namespace) -> None:
         steps = chosen.steps or run.settings.end_steps
         if steps not in run.settings.evaluated_steps:
             raise ValueError(f"--steps {steps}: {folder} has networks for {run.settings.evaluated_steps} steps")
-        denoiser, shape = run.denoiser(steps), run.data.shape
+        denoiser = run.denoiser(steps)
     else:
+        run = load_run(folder.parent)
         denoiser = Denoiser.load(folder)
         name = folder.name.removeprefix("student-")
         if chosen.steps is None and not name.isdigit():
             raise ValueError(f"--steps: say with how many steps to sample from {folder}")
         steps = chosen.steps or int(name)
-        shape = load_run(folder.parent).data.shape
     if chosen.count < 1:
         raise ValueError(f"--count {chosen.count}: must be at least 1")
     generator = torch.Generator().manual_seed(chosen.seed)
-    save_image_grid(sample_batches(denoiser, steps, chosen.count, shape, generator=generator), chosen.output)
+    skip_top = run.settings.skip_top
+    samples = sample_batches(denoiser, steps, chosen.count, run.data.shape, generator=generator, skip_top=skip_top)
+    save_image_grid(samples, chosen.output)
     print(chosen.output)
 
 
@@ -105,9 +110,26 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     run = load_run(chosen.folder)
     if not run.finished:
         raise ValueError(f"{chosen.folder} is not finished: start the same run again to go on with it")
-    print(f"{'steps':>6}  {'distilled':>16}  {'DDIM':>16}  {'stochastic':>16}   Fréchet distance ± standard error")
+    curves = run.metrics["curves"]
+    print("  ".join([f"{'steps':>6}", *(f"{name:>16}" for name in curves)]), "  Fréchet distance ± standard error")
     for steps in run.settings.evaluated_steps:
-        row = [
-            run.metrics["curves"][name][str(steps)]["frechet_distance"] for name in ("distilled", "ddim", "stochastic")
-        ]
+        row = [curve[str(steps)]["frechet_distance"] for curve in curves.values()]
         print(f"{steps:>6}  " + "  ".join(f"{value:>8.2f} ± {error:<5.2f}" for value, error in row))
+
+
+def _diagnose(chosen: argparse.Namespace) -> int:
+    from pdlib.reports import diagnose_run, load_run
+
+    folder = Path(chosen.folder)
+    if (folder / "model.safetensors").is_file():
+        findings = {folder.name: diagnose_run(load_run(folder.parent))[folder.name]}
+    else:
+        findings = diagnose_run(load_run(folder))
+    if not findings:
+        raise ValueError(f"{folder} holds no finished network yet: start the same run again to go on with it")
+    for part, found in findings.items():
+        for finding in found:
+            print(f"{part}: {finding}")
+        if not found:
+            print(f"{part}: healthy")
+    return 1 if any(findings.values()) else 0

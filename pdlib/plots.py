@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
 from torch import Tensor
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "METRIC_LABELS",
     "STYLE",
     "image_grid",
+    "plot_chains",
     "plot_losses",
     "plot_quality",
     "plot_result",
@@ -132,6 +133,44 @@ def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> F
         return figure
 
 
+def plot_chains(
+    chains: dict[str, dict[int, tuple[float, float]]],
+    ylabel: str = "Fréchet distance to real data\n(lower is better)",
+    floor: float | None = None,
+) -> Figure:
+    """A figure of several chains of students against the sampling steps, on log axes, with standard errors.
+
+    Args:
+        chains: label -> N -> mean and standard error, from :func:`pdlib.reports.mean_by_steps`. A label
+            that is a name in :data:`COLORS` gets its colour.
+        ylabel: what the figure is.
+        floor: of real against real.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = _new_figure(figsize=(8.5, 4.4))
+        axes = figure.add_subplot()
+        named = {COLORS[label] for label in chains if label in COLORS}
+        palette = [color for color in (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, "black") if color not in named]
+        others = [label for label in chains if label not in COLORS]
+        for k, (label, chain) in enumerate(chains.items()):
+            steps = sorted(chain)
+            values, errors = np.array([chain[n] for n in steps]).T
+            turn = 0 if label in COLORS else others.index(label)
+            color = COLORS.get(label, palette[turn % len(palette)])
+            marker, line = "os^Dv<>P*X"[k % 10], "-" if turn < len(palette) else "--"
+            axes.errorbar(steps, values, errors, capsize=3, label=label, color=color, marker=marker, linestyle=line)
+        if floor is not None:
+            axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
+        _log_steps(axes, sorted({n for chain in chains.values() for n in chain}))
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylabel(ylabel)
+        axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return figure
+
+
 def plot_same_noise(rows: dict[str, Tensor], noise: Tensor) -> Figure:
     """One row of samples for each network, all from the same noise, which is the first row.
 
@@ -202,7 +241,6 @@ def plot_speed(metrics: dict[str, Any]) -> Figure:
         axes.plot(steps, even, color=COLORS["real"], linestyle="--", label=f"time per step as at {steps[-1]} steps")
         _log_steps(axes, steps)
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("time per image (ms)")
         axes.legend(fontsize=11)

@@ -5,6 +5,7 @@ computed again, so that a run stopped at any moment goes on when it is started a
 
     config.json                     the settings
     teacher/, student-32/, …        config.json and model.safetensors, and training.safetensors
+    converted/                      the same, of a teacher converted to another prediction
     *.checkpoint                    of the training that is under way
     metrics.json                    every figure; see :func:`evaluate` for its fields
     report.ipynb, report.html       the executed notebook, and the page
@@ -13,13 +14,16 @@ computed again, so that a run stopped at any moment goes on when it is started a
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
 import platform
 import shutil
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,26 +36,44 @@ from tqdm.auto import tqdm
 from pdlib import plots
 from pdlib.data import Data, DataError, load_data
 from pdlib.denoiser import Denoiser
-from pdlib.distillation import progressive_distillation
+from pdlib.distillation import Finding, convert, diagnose, progressive_distillation
 from pdlib.files import DamagedFileError, lock_folder, read_json, read_tensors, write_bytes, write_json, write_tensors
 from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
 from pdlib.predictions import output_channels
 from pdlib.sampling import sample, sample_batches
-from pdlib.schedules import SCHEDULES
+from pdlib.schedules import grid
 from pdlib.settings import Settings, SettingsError, make_settings, notebook_parameters, settings_to_json
 from pdlib.training import Trained, denoising_loss, fit
 from pdlib.unet import MLP, UNet
 
-__all__ = ["Run", "default_folder", "evaluate", "execute", "from_notebook", "new_denoiser", "run", "write_report"]
+__all__ = [
+    "Run",
+    "claim",
+    "default_folder",
+    "diagnose_run",
+    "evaluate",
+    "execute",
+    "from_notebook",
+    "load_run",
+    "mean_by_steps",
+    "new_denoiser",
+    "run",
+    "runs_folder",
+    "sweep",
+    "write_report",
+]
 
-CURVES = ("distilled", "ddim", "stochastic")
-"""The student made for N steps; the undistilled teacher by DDIM; the teacher by ancestral steps."""
+
+def runs_folder() -> Path:
+    """``runs/`` here, or in the folder above where only that is there, as for a notebook in ``notebooks/``."""
+    here, above = Path("runs"), Path("..") / "runs"
+    return above if above.is_dir() and not here.is_dir() else here
 
 
 def default_folder(preset: str = "default", **overrides: Any) -> Path:
-    """``runs/`` and then the preset's name and the overridden settings."""
+    """:func:`runs_folder`, and then the preset's name and the overridden settings."""
     parts = [preset, *(f"{key}={value}" for key, value in sorted(overrides.items()))]
-    return Path("runs") / "-".join(parts).replace(os.sep, "_")
+    return runs_folder() / "-".join(parts).replace(os.sep, "_")
 
 
 @dataclass(frozen=True)
@@ -86,16 +108,41 @@ class Run:
         return data
 
     def part(self, steps: int) -> Path:
-        """The folder of the teacher (N = settings.steps) or of the student with so many steps."""
-        return self.folder / ("teacher" if steps == self.settings.steps else f"student-{steps}")
+        """The folder of the student with so many steps; at N = settings.steps of where the chain starts.
+
+        That is the teacher, converted if the settings ask for it.
+        """
+        start = "converted" if self.settings.convert_updates else "teacher"
+        return self.folder / (start if steps == self.settings.steps else f"student-{steps}")
 
     def denoiser(self, steps: int) -> Denoiser:
-        """The teacher or a student, loaded."""
+        """The network for so many steps, see :meth:`part`, loaded."""
         return Denoiser.load(self.part(steps), self.settings.device)
 
-    def history(self, steps: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Losses and gradient norms by update of the teacher or a student; and seconds and updates."""
-        return read_tensors(self.part(steps) / "training.safetensors")
+    @property
+    def teacher(self) -> Denoiser:
+        """The teacher as it was trained, or given, loaded."""
+        return Denoiser.load(self.folder / "teacher", self.settings.device)
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of the folders of all its networks, in the order of their training."""
+        students = [self.part(steps).name for steps in self.settings.evaluated_steps]
+        return list(dict.fromkeys(["teacher", *students]))
+
+    def history(self, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Losses and gradient norms by update of one of :attr:`parts`; and its seconds and updates.
+
+        Empty for a teacher that came without them.
+        """
+        path = self.folder / part / "training.safetensors"
+        if not path.is_file() and part == "teacher" and self.settings.teacher is not None:
+            return {"losses": torch.zeros(0), "gradient_norms": torch.zeros(0)}, {"seconds": 0.0, "updates": 0}
+        return read_tensors(path)
+
+    def sample(self, steps: int, noise: Tensor) -> Iterator[Tensor]:
+        """The walk of the network for so many steps from given noise, see :func:`pdlib.sampling.sample`."""
+        return sample(self.denoiser(steps), steps, noise, skip_top=self.settings.skip_top)
 
     def same_noise(self, count: int) -> tuple[dict[str, Tensor], Tensor]:
         """One set of noises through the teacher and every student: samples by network, and the noises."""
@@ -103,8 +150,8 @@ class Run:
         noise = torch.randn(count, *self.data.shape, generator=generator, device=generator.device)
         rows = {}
         for n in self.settings.evaluated_steps:
-            label = f"{n} steps (teacher)" if n == self.settings.steps else _steps(n)
-            *_, rows[label] = sample(self.denoiser(n), n, noise)
+            label = f"{n} steps ({self.part(n).name})" if n == self.settings.steps else _steps(n)
+            *_, rows[label] = self.sample(n, noise)
         return rows, noise
 
 
@@ -120,7 +167,7 @@ def new_denoiser(settings: Settings, data: Data) -> Denoiser:
             )
         else:
             network = MLP(channels, out_channels, 4 * settings.width)
-    denoiser = Denoiser(network, settings.prediction, SCHEDULES[settings.schedule]())
+    denoiser = Denoiser(network, settings.prediction, settings.noise_schedule)
     return denoiser.to(settings.device, memory_format=torch.channels_last)
 
 
@@ -173,6 +220,95 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
     return write_report(finished, preset, overrides, progress=progress)
 
 
+def sweep(
+    jobs: Mapping[str, Mapping[str, Any]],
+    folder: str | Path,
+    preset: str = "default",
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    **shared: Any,
+) -> dict[str, Run]:
+    """Many runs side by side, one thread each; those that are finished are only opened.
+
+    Args:
+        jobs: name of a run -> the settings in which it differs.
+        folder: each run lives in ``folder/name``.
+        preset, **shared: the settings of them all.
+        workers: how many at a time; by default as many as there are processors.
+        progress: show a progress bar over the runs.
+
+    Returns:
+        Name -> finished run, in the order of ``jobs``.
+
+    Raises:
+        Exception: as in :func:`execute`, from the first run that fails; what the others have finished is kept.
+    """
+    settings = {name: make_settings(preset, **{**shared, **job}) for name, job in jobs.items()}
+    runs = {name: Run(Path(folder) / name, chosen) for name, chosen in settings.items()}
+    for run in runs.values():
+        _check_folder(run)
+    waiting = [run for run in runs.values() if not run.finished]
+    if not waiting:
+        return runs
+    count = min(workers or os.cpu_count() or 1, len(waiting))
+    # "spawn" starts clean processes: a forked one would inherit this one's threads in an unknown state.
+    with (
+        multiprocessing.get_context("spawn").Pool(count, torch.set_num_threads, (1,)) as pool,
+        tqdm(total=len(waiting), desc=Path(folder).name, unit="run", disable=not progress) as bar,
+    ):
+        for name in pool.imap_unordered(_execute_alone, waiting):
+            bar.set_postfix(last=name)
+            bar.update()
+    return runs
+
+
+def _execute_alone(run: Run) -> str:
+    execute(folder=run.folder, progress=False, **settings_to_json(run.settings))
+    return run.folder.name
+
+
+def diagnose_run(run: Run) -> dict[str, list[Finding]]:
+    """What :func:`pdlib.distillation.diagnose` says of the teacher and of every student that is finished.
+
+    Returns:
+        Name of a network's folder -> what was found.
+    """
+    settings = run.settings
+    found = {}
+    for steps in settings.evaluated_steps:
+        part = run.part(steps)
+        if (part / "config.json").is_file():
+            times = grid(steps)[: steps - settings.skip_top]
+            found[part.name] = diagnose(run.denoiser(steps), steps, settings.loss_weighting, times)
+    return found
+
+
+def mean_by_steps(
+    runs: Iterable[Run], metric: str = "frechet_distance", curve: str = "distilled"
+) -> dict[int, tuple[float, float]]:
+    """A metric's mean over runs that differ in their seed, and its standard error, by number of steps."""
+    tables = [run.metrics["curves"][curve] for run in runs]
+    found = {}
+    for steps in map(int, tables[0]):
+        entries = torch.tensor([[table[str(steps)][metric]] for table in tables], dtype=torch.float64).flatten(1)
+        values = entries[:, 0]  # [value, standard error over noise seeds], or the value alone
+        error = values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan
+        found[steps] = (values.mean().item(), error)
+    return found
+
+
+def claim(sentence: str, holds: bool, required: bool = True) -> None:
+    """Print whether a notebook's claim holds in this run.
+
+    Raises:
+        AssertionError: where it does not and is required to: the run no longer shows what the text says.
+    """
+    print(f"{'holds' if holds else 'does not hold in this run'}: {sentence}")
+    if required and not holds:
+        raise AssertionError(f"this run does not show that {sentence}")
+
+
 def _check_folder(run: Run) -> None:
     """Refuse a folder that belongs to another run, or to something else."""
     config = run.folder / "config.json"
@@ -182,10 +318,11 @@ def _check_folder(run: Run) -> None:
                 f"folder={run.folder} is not empty and holds no run: choose another folder; nothing was written"
             )
         return
-    there, wanted = read_json(config), settings_to_json(run.settings)
-    different = [key for key in wanted if there.get(key) != wanted[key]]
-    if different or set(there) != set(wanted):
-        shown = ", ".join(f"{key}={there.get(key)!r} there and {wanted[key]!r} here" for key in different[:4])
+    # A setting that the folder does not name had its default: the folder is older than the setting.
+    there, wanted = settings_to_json(Settings()) | read_json(config), settings_to_json(run.settings)
+    different = [key for key in there | wanted if there[key] != wanted.get(key)]
+    if different:
+        shown = ", ".join(f"{key}={there[key]!r} there and {wanted.get(key)!r} here" for key in different[:4])
         raise SettingsError(
             f"folder={run.folder} holds a run with other settings ({shown}): choose another folder, or give its "
             "settings; nothing was written"
@@ -206,70 +343,103 @@ def _check_disk(run: Run) -> None:
         )
 
 
-def _train(run: Run, data: Data, progress: bool, checkpoint_seconds: float) -> dict[int, Denoiser]:
-    """Teacher and students by N, trained, or loaded where they are finished."""
+def _train(run: Run, data: Data, progress: bool, checkpoint_seconds: float) -> dict[str, Denoiser]:
+    """Every network by the name of its folder, trained, or loaded where it is finished."""
     settings = run.settings
     x = data.x.to(settings.device)
-    grid_steps = settings.steps if settings.discrete_teacher else None
+    options = {"checkpoint_seconds": checkpoint_seconds, "progress": progress}
+    models = {
+        part: Denoiser.load(run.folder / part, settings.device)
+        for part in run.parts
+        if (run.folder / part / "config.json").is_file()
+    }
 
-    def loss(denoiser: Denoiser, x: Tensor, generator: torch.Generator) -> Tensor:
-        return denoising_loss(denoiser, x, generator, settings.loss_weighting, grid_steps)
+    if "teacher" not in models and settings.teacher is not None:
+        models["teacher"] = _given_teacher(run)
+    if "teacher" not in models:
+        grid_steps = settings.steps if settings.discrete_teacher else None
 
-    models: dict[int, Denoiser] = {}
-    done = [steps for steps in settings.evaluated_steps if (run.part(steps) / "config.json").is_file()]
-    for steps in done:
-        models[steps] = run.denoiser(steps)
-    if settings.steps not in models:
-        checkpoint = run.folder / "teacher.checkpoint"
-        trained = fit(
-            new_denoiser(settings, data),
-            loss,
+        def loss(denoiser: Denoiser, x: Tensor, generator: torch.Generator) -> Tensor:
+            return denoising_loss(denoiser, x, generator, settings.loss_weighting, grid_steps, settings.skip_top)
+
+        path = run.folder / "teacher.checkpoint"
+        denoiser = new_denoiser(settings, data)
+        training = settings.teacher_training
+        trained = fit(denoiser, loss, x, training, seed=settings.seed, label="teacher", checkpoint=path, **options)
+        models["teacher"] = _keep(run, "teacher", trained.ema, trained)
+    method = {"weighting": settings.loss_weighting, "skip_top": settings.skip_top}
+    if settings.convert_updates and "converted" not in models:
+        trained = convert(
+            models["teacher"],
+            settings.student_prediction,
             x,
-            settings.teacher_training,
+            settings.steps,
+            replace(settings.teacher_training, updates=settings.convert_updates),
             seed=settings.seed,
-            label="teacher",
-            checkpoint=checkpoint,
-            checkpoint_seconds=checkpoint_seconds,
-            progress=progress,
+            clip=settings.clip_x or data.x.abs().max().item(),
+            checkpoint=run.folder / "converted.checkpoint",
+            **method,
+            **options,
         )
-        models[settings.steps] = _keep(run, settings.steps, trained.ema, trained, checkpoint)
-    start = min(models)
+        models["converted"] = _keep(run, "converted", trained.ema, trained)
+    start = min(steps for steps in settings.evaluated_steps if run.part(steps).name in models)
     if start == settings.end_steps:
         return models
     stages = progressive_distillation(
-        models[start],
+        models[run.part(start).name],
         x,
         start,
         settings.end_steps,
         settings.stage_training,
         seed=settings.seed,
         updates=settings.updates_by_stage,
-        weighting=settings.loss_weighting,
         clip=settings.clip_x,
+        prediction=settings.student_prediction,
         weights=settings.weights,
         folder=run.folder,
-        checkpoint_seconds=checkpoint_seconds,
-        progress=progress,
+        **method,
+        **options,
     )
     for stage in stages:
-        checkpoint = run.folder / f"student-{stage.steps}.checkpoint"
-        models[stage.steps] = _keep(run, stage.steps, stage.student, stage.trained, checkpoint)
+        part = run.part(stage.steps).name
+        models[part] = _keep(run, part, stage.student, stage.trained)
     return models
 
 
-def _keep(run: Run, steps: int, denoiser: Denoiser, trained: Trained, checkpoint: Path) -> Denoiser:
+def _given_teacher(run: Run) -> Denoiser:
+    """The teacher that the settings name, copied into the run's folder."""
+    settings, source = run.settings, Path(run.settings.teacher)
+    given = Denoiser.load(source, settings.device)
+    if given.prediction != settings.prediction:
+        raise SettingsError(
+            f"prediction={settings.prediction!r}, but the teacher in {source} predicts {given.prediction!r}: "
+            f"use prediction={given.prediction}"
+        )
+    if given.network.config["channels"] != run.data.shape[0]:
+        raise SettingsError(
+            f"teacher={settings.teacher!r} takes examples of {given.network.config['channels']} channels, and "
+            f"data={settings.data!r} has {run.data.shape[0]}: give the data that it was trained on"
+        )
+    teacher = Denoiser(given.network, given.prediction, settings.noise_schedule)
+    if (source / "training.safetensors").is_file():
+        write_bytes(run.folder / "teacher" / "training.safetensors", (source / "training.safetensors").read_bytes())
+    teacher.save(run.folder / "teacher")
+    return teacher
+
+
+def _keep(run: Run, part: str, denoiser: Denoiser, trained: Trained) -> Denoiser:
     """Write a finished network, its config.json last, and only then drop its checkpoint."""
     write_tensors(
-        run.part(steps) / "training.safetensors",
+        run.folder / part / "training.safetensors",
         {"losses": trained.losses, "gradient_norms": trained.gradient_norms},
         {"seconds": trained.seconds, "updates": len(trained.losses)},
     )
-    denoiser.save(run.part(steps))
-    checkpoint.unlink(missing_ok=True)
+    denoiser.save(run.folder / part)
+    (run.folder / f"{part}.checkpoint").unlink(missing_ok=True)
     return denoiser
 
 
-def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> dict[str, Any]:
+def evaluate(run: Run, models: dict[str, Denoiser], progress: bool = True) -> dict[str, Any]:
     """Measure every curve at every number of steps, and write ``metrics.json`` as it goes.
 
     Its fields:
@@ -277,17 +447,19 @@ def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> di
     ``complete``
         whether every figure below is there.
     ``curves``
-        for each of ``distilled`` (the student made for N steps; at the teacher's N the teacher),
-        ``ddim`` (the undistilled teacher) and ``stochastic`` (the teacher with ancestral steps), by
-        N: each metric as ``[value, standard error over noise seeds]``; ``frechet_distance_left_out``,
-        with one noise seed left out at a time; ``ratio``, the Fréchet distance over that of the
-        teacher's DDIM at its own N, with ``ratio_standard_error``; and ``seconds_per_image``.
+        by name and N, as far as the settings ask for them: ``distilled`` (the student made for N
+        steps; at the teacher's N the teacher, or what it was converted to), ``ddim`` (the undistilled
+        teacher) and ``stochastic`` (the teacher with ancestral steps). Each metric stands as ``[value,
+        standard error over noise seeds]``; ``frechet_distance_left_out`` is that distance with one
+        noise seed left out at a time; ``ratio`` the same distance over the teacher's by DDIM at its
+        own N (over the first of ``distilled`` where ``ddim`` is not asked for), with
+        ``ratio_standard_error``; and then ``seconds_per_image``.
     ``floor``
         each metric of real against real, see :func:`pdlib.metrics.sampling_floor`, in the same form.
     ``images``, ``real_images``
         how many generated and how many real images each is computed from.
     ``training``
-        for each N: ``seconds``, ``updates``, and the mean loss of the last tenth of them.
+        for each network: ``seconds``, ``updates``, and the mean loss of the last tenth of them.
     ``seconds``
         of each part of the run.
     ``peak_memory_mb``
@@ -299,37 +471,37 @@ def evaluate(run: Run, models: dict[int, Denoiser], progress: bool = True) -> di
     data = run.data
     network = feature_network(data, progress=progress)
     path = run.folder / "metrics.json"
-    metrics = read_json(path) if path.is_file() else {"complete": False, "curves": {name: {} for name in CURVES}}
-    curves = metrics["curves"]
+    metrics = read_json(path) if path.is_file() else {"complete": False, "curves": {}}
+    curves = {name: metrics["curves"].get(name, {}) for name in settings.curves}
+    metrics["curves"] = curves
     highest_first = settings.evaluated_steps
-    teacher = models[settings.steps]
-    jobs = [(name, steps) for name in CURVES for steps in highest_first]
+    jobs = [(name, steps) for name in settings.curves for steps in highest_first]
     total = sum(steps for name, steps in jobs if str(steps) not in curves[name])
     with tqdm(total=total, desc="evaluate", unit="step", disable=not progress) as bar:
         for name, steps in jobs:
             if str(steps) in curves[name]:
                 continue
-            if name == "ddim" and steps == settings.steps:  # the same sampler on the same network
+            part = run.part(steps).name if name == "distilled" else "teacher"
+            if name == "ddim" and run.part(steps).name == "teacher":  # the same sampler on the same network
                 curves[name][str(steps)] = curves["distilled"][str(steps)] | {"seconds": 0.0}
             else:
                 bar.set_postfix(curve=name, steps=steps)
                 sampler = "ancestral" if name == "stochastic" else "ddim"
-                model = models[steps] if name == "distilled" else teacher
-                curves[name][str(steps)] = _evaluate_one(run, network, model, steps, sampler)
+                curves[name][str(steps)] = _evaluate_one(run, network, models[part], steps, sampler)
             bar.update(steps)
             write_json(path, metrics)
-    base = curves["ddim"][str(settings.steps)]
+    base = curves.get("ddim", curves["distilled"])[str(settings.steps)]
     for name, steps in jobs:
         _add_ratio(curves[name][str(steps)], base)
     floor = sampling_floor(network, data.x, settings.noise_seeds, settings.images_per_seed)
     metrics["floor"] = {name: list(found[:2]) for name, found in floor.items()}
     metrics["images"] = settings.noise_seeds * settings.images_per_seed
     metrics["real_images"] = len(data.x)
-    metrics["training"] = {str(steps): _training_summary(run, steps) for steps in highest_first}
+    metrics["training"] = {part: _training_summary(run, part) for part in run.parts}
     seconds = {name: sum(entry.pop("seconds") for entry in curve.values()) for name, curve in curves.items()}
     metrics["seconds"] = {
-        "teacher": metrics["training"][str(settings.steps)]["seconds"],
-        "students": sum(metrics["training"][str(steps)]["seconds"] for steps in highest_first[1:]),
+        "teacher": metrics["training"]["teacher"]["seconds"],
+        "students": sum(metrics["training"][part]["seconds"] for part in run.parts[1:]),
         "evaluation": sum(seconds.values()),
     }
     metrics["peak_memory_mb"] = peak_memory_mb()
@@ -356,6 +528,7 @@ def _evaluate_one(run: Run, network: nn.Module, model: Denoiser, steps: int, sam
                 generator=generator,
                 sampler=sampler,
                 variance=settings.sampler_variance,
+                skip_top=settings.skip_top,
             )
         )
     sampled = time.monotonic()
@@ -374,8 +547,8 @@ def _add_ratio(entry: dict[str, Any], base: dict[str, Any]) -> None:
     entry["ratio_standard_error"] = jackknife_error([one / other for one, other in pairs])
 
 
-def _training_summary(run: Run, steps: int) -> dict[str, Any]:
-    tensors, metadata = run.history(steps)
+def _training_summary(run: Run, part: str) -> dict[str, Any]:
+    tensors, metadata = run.history(part)
     last = tensors["losses"][-max(1, len(tensors["losses"]) // 10) :]
     return {"seconds": metadata["seconds"], "updates": metadata["updates"], "final_loss": last.mean().item()}
 
@@ -531,12 +704,15 @@ def describe_quality(metrics: dict[str, Any]) -> str:
     """The figure's message in words, from its numbers."""
     curves = metrics["curves"]
     few, *_, most = sorted(map(int, curves["distilled"]))
-    student, teacher = (curves[name][str(few)] for name in ("distilled", "ddim"))
-    return (
+    student = curves["distilled"][str(few)]
+    sentence = (
         f"With {_steps(few)}, the distilled student is at **{student['ratio']:.2f} ± "
-        f"{student['ratio_standard_error']:.2f} times** the teacher's distance at {most} steps; the teacher itself, "
-        f"asked to sample with {_steps(few)}, is at {teacher['ratio']:.1f} times."
+        f"{student['ratio_standard_error']:.2f} times** the teacher's distance at {most} steps"
     )
+    if "ddim" not in curves:
+        return sentence + "."
+    teacher = curves["ddim"][str(few)]
+    return f"{sentence}; the teacher itself, asked to sample with {_steps(few)}, is at {teacher['ratio']:.1f} times."
 
 
 def describe_same_noise(rows: dict[str, Tensor]) -> str:
@@ -573,6 +749,21 @@ def figures_table(metrics: dict[str, Any]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     floor = " | ".join(_with_error(*metrics["floor"][name]) for name in names)
     lines.append(f"| real against real | | {floor} | | |")
+    return "\n".join(lines)
+
+
+def chains_table(chains: dict[str, dict[int, tuple[float, float]]], heading: str = "chain") -> str:
+    """Means and standard errors by number of steps, one row for each chain, as Markdown.
+
+    Args:
+        chains: label -> what :func:`mean_by_steps` returns.
+        heading: of the labels.
+    """
+    columns = sorted({steps for chain in chains.values() for steps in chain}, reverse=True)
+    lines = [f"| {heading} | {' | '.join(_steps(n) for n in columns)} |", "|---|" + "---:|" * len(columns)]
+    for label, chain in chains.items():
+        cells = [_with_error(*chain[n]) if n in chain else "" for n in columns]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -86,11 +86,12 @@ def sample(
     clip: float | None = None,
     variance: float = 0.0,
     schedule: Schedule | None = None,
+    skip_top: bool = False,
 ) -> Iterator[Tensor]:
     """Walk from z_1 to z_0 in so many equal steps, yielding every z on the way.
 
-    A generator: stop, watch or plot at any step. The first item is ``z`` itself and the last, the
-    ``steps + 1``-th, is the sample.
+    A generator: stop, watch or plot at any step. The first item is ``z`` itself and the last is the
+    sample: ``steps + 1`` items in all.
 
     Args:
         denoiser: (z, t) -> x̂.
@@ -101,6 +102,8 @@ def sample(
         clip: confine every x̂ to [−clip, clip] (images lie in [−1, 1]); ``None`` for no clipping.
         variance: of the ancestral steps, see :func:`ancestral_step`.
         schedule: α and σ; by default the denoiser's own.
+        skip_top: take ``z`` for z_{1 − 1/N} and start there, one step fewer: what a network that was trained
+            without t = 1 asks for, see :func:`pdlib.training.random_grid_times`.
 
     Raises:
         ValueError: for an unknown sampler, or fewer than one step.
@@ -110,7 +113,7 @@ def sample(
     schedule = schedule or denoiser.schedule
     times = torch.cat([torch.zeros(1, dtype=torch.float64), grid(steps)]).to(z.device)
     yield z
-    for i in range(steps, 0, -1):
+    for i in range(steps - skip_top, 0, -1):
         t, s = times[i].expand(len(z)), times[i - 1].expand(len(z))
         x_hat = denoiser(z, t)
         if clip is not None:

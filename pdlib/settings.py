@@ -14,11 +14,12 @@ import torch
 
 from pdlib.distillation import stage_steps
 from pdlib.predictions import PREDICTIONS
-from pdlib.schedules import SCHEDULES
+from pdlib.schedules import SCHEDULES, CosineSchedule, Schedule
 from pdlib.training import TrainingSettings
 from pdlib.weightings import WEIGHTINGS, Clipped, clipped
 
 __all__ = [
+    "CURVES",
     "PRESETS",
     "Settings",
     "SettingsError",
@@ -37,6 +38,10 @@ class SettingsError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+CURVES = ("distilled", "ddim", "stochastic")
+"""The student made for N steps; the undistilled teacher by DDIM; the teacher by ancestral steps."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides what a run computes."""
@@ -44,7 +49,13 @@ class Settings:
     data: str = "digits"
     """Name or path, see :func:`pdlib.data.load_data`."""
     prediction: str = "v"
-    """What the networks predict: x, eps, v or both."""
+    """What the teacher predicts, and its students unless told otherwise: x, eps, v or both."""
+    student_prediction: str | None = None
+    """What the students predict, where it is to differ from the teacher."""
+    convert_updates: int = 0
+    """Parameter updates that turn the teacher into one of student_prediction, at its own N; 0 for none."""
+    teacher: str | None = None
+    """Folder of a saved denoiser to distil instead of training a teacher; used with this run's schedule."""
     weighting: str = "truncated_snr"
     """The loss weighting of teacher and students."""
     clip_min: float | None = None
@@ -53,6 +64,12 @@ class Settings:
     """Upper end of the clip of the weighting."""
     schedule: str = "cosine"
     """One of :data:`pdlib.schedules.SCHEDULES`."""
+    log_snr_min: float | None = None
+    """λ_1 of a cosine schedule, where it is to be finite."""
+    log_snr_max: float | None = None
+    """λ_0 of a cosine schedule, where it is to be finite."""
+    skip_top: bool = False
+    """Leave out t = 1 in training and start sampling below it: the off-by-one grid, a mistake kept for study."""
     steps: int = 64
     """N of the teacher, where the chain starts."""
     end_steps: int = 1
@@ -95,6 +112,8 @@ class Settings:
     """Evaluations with noise of their own, for the standard errors."""
     images_per_seed: int = 512
     """Images generated from each."""
+    curves: tuple[str, ...] = CURVES
+    """What is evaluated: the students, the teacher by DDIM, the teacher by ancestral steps."""
     seed: int = 0
     """Of weights, batches, times and noise."""
     device: str = "cpu"
@@ -104,6 +123,19 @@ class Settings:
     def evaluated_steps(self) -> list[int]:
         """N of the teacher and of every student, highest first."""
         return [self.steps, *stage_steps(self.steps, self.end_steps)]
+
+    @property
+    def noise_schedule(self) -> Schedule:
+        """The schedule, with λ_0 and λ_1 as asked for."""
+        schedule = SCHEDULES[self.schedule]()
+        if self.log_snr_min is None and self.log_snr_max is None:
+            return schedule
+        if not isinstance(schedule, CosineSchedule) or self.schedule == "cosine_clipped":
+            raise ValueError(
+                f"log_snr_min={self.log_snr_min}, log_snr_max={self.log_snr_max} with schedule={self.schedule!r}: "
+                "only cosine and cosine_offset take them; leave them out or change the schedule"
+            )
+        return CosineSchedule(schedule.offset, self.log_snr_min, self.log_snr_max)
 
     @property
     def loss_weighting(self) -> str | Clipped:
@@ -144,6 +176,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 16,
         "noise_seeds": 2,
         "images_per_seed": 128,
+    },
+    "study": {  # a smaller network and a shorter chain, where a question asks for many runs
+        "steps": 16,
+        "teacher_updates": 1500,
+        "stage_updates": 150,
+        "few_step_updates": None,
+        "ema": 0.995,
+        "stage_ema": 0.97,
+        "width": 16,
+        "noise_seeds": 4,
+        "curves": ("distilled",),
     },
 }
 """Settings that differ from the defaults, by name."""
@@ -241,7 +284,7 @@ def _coerced(name: str, value: Any, kind: Any) -> Any:
             return str(value).lower() == "true"
         if typing.get_origin(kind) is tuple:
             parts = value.strip("()[] ").split(",") if isinstance(value, str) else value
-            return tuple(int(part) for part in parts if part != "")
+            return tuple(typing.get_args(kind)[0](part) for part in parts if part != "")
         if kind is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
         if kind is not str and isinstance(value, bool):
@@ -266,11 +309,18 @@ def _check(s: Settings) -> None:
         value = getattr(s, name)
         if value not in names:
             raise SettingsError(f"{name}={value!r} is unknown; it must be one of {', '.join(names)}")
+    if s.student_prediction not in (None, *PREDICTIONS):
+        raise SettingsError(
+            f"student_prediction={s.student_prediction!r} is unknown; it must be one of {', '.join(PREDICTIONS)}"
+        )
+    if s.curves[:1] != CURVES[:1] or not set(s.curves) <= set(CURVES):
+        raise SettingsError(f"curves={','.join(s.curves)}: must be distilled, and then any of {', '.join(CURVES[1:])}")
     ranges = {
         "steps": (1, math.inf),
         "end_steps": (1, math.inf),
         "teacher_updates": (1, math.inf),
         "stage_updates": (1, math.inf),
+        "convert_updates": (0, math.inf),
         "few_step_updates": (1, math.inf),
         "batch_size": (1, math.inf),
         "learning_rate": (1e-12, 1e3),
@@ -292,18 +342,23 @@ def _check(s: Settings) -> None:
             raise SettingsError(f"{name}={value}: must be {bound}")
     try:
         stage_steps(s.steps, s.end_steps)
+        last_alpha = s.noise_schedule.alpha_sigma(torch.ones(1))[0].item()
         s.loss_weighting  # noqa: B018
         torch.device(s.device)
         if torch.device(s.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={s.device!r}: there is no CUDA device here; use device=cpu")
     except (ValueError, RuntimeError) as error:
         raise SettingsError(str(error).splitlines()[0]) from None
-    last_alpha = SCHEDULES[s.schedule]().alpha_sigma(torch.ones(1))[0].item()
-    if s.prediction == "eps" and last_alpha == 0:
+    if s.convert_updates and s.student_prediction is None:
+        raise SettingsError(f"convert_updates={s.convert_updates}: say to what, with student_prediction")
+    if s.skip_top and s.end_steps < 2:
+        raise SettingsError("skip_top=True leaves no step to train at N = 1: use end_steps=2 or more")
+    if "eps" in (s.prediction, s.student_prediction) and last_alpha == 0 and not s.skip_top:
         finite = [name for name, make in SCHEDULES.items() if make().alpha_sigma(torch.ones(1))[0].item() > 0]
+        name = "prediction" if s.prediction == "eps" else "student_prediction"
         raise SettingsError(
-            f"prediction='eps' with schedule={s.schedule!r}: α_1 = 0, where x̂ = (z − σ ε̂)/α divides by 0; "
-            f"use prediction v, x or both, or a schedule with α_1 > 0: {', '.join(finite)}"
+            f"{name}='eps' with schedule={s.schedule!r}: α_1 = 0, where x̂ = (z − σ ε̂)/α divides by 0; "
+            f"use {name} v, x or both, or a schedule with α_1 > 0: {', '.join(finite)}"
         )
     if not s.multipliers or min(s.multipliers) < 1:
         raise SettingsError(f"multipliers={s.multipliers}: must be whole numbers of 1 or more, as in 1,2")

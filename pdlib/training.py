@@ -52,6 +52,7 @@ def denoising_loss(
     generator: torch.Generator,
     weighting: str | Clipped = "truncated_snr",
     steps: int | None = None,
+    skip_top: bool = False,
 ) -> Tensor:
     """w(t) ‖x̂(z_t) − x‖² at random times: how a teacher learns. Salimans & Ho 2022, algorithm 1.
 
@@ -61,18 +62,23 @@ def denoising_loss(
         generator: source of t and of the noise, on x's device.
         weighting: as in :func:`pdlib.weightings.weight`.
         steps: draw t from the grid i/N, i = 1 … N; ``None`` for continuous t in (0, 1].
+        skip_top: leave t = 1 out of that grid, see :func:`random_grid_times`.
     """
     if steps is None:
         t = 1 - torch.rand(len(x), generator=generator, device=x.device, dtype=torch.float64)
     else:
-        t = random_grid_times(len(x), steps, generator)
+        t = random_grid_times(len(x), steps, generator, skip_top)
     z, _ = diffuse(x, t, denoiser, generator)
     return weighted_loss(denoiser(z, t), x, denoiser, t, weighting, steps)
 
 
-def random_grid_times(count: int, steps: int, generator: torch.Generator) -> Tensor:
-    """t = i/N with i uniform on {1 … N}, never 0 … N − 1: the top time, t = 1, is among them."""
-    i = torch.randint(steps, (count,), generator=generator, device=generator.device)
+def random_grid_times(count: int, steps: int, generator: torch.Generator, skip_top: bool = False) -> Tensor:
+    """t = i/N with i uniform on {1 … N}: the top time, t = 1, where sampling starts, is among them.
+
+    ``skip_top`` draws from {1 … N − 1} instead. That is what is left of the off-by-one grid {0 … N − 1}, as
+    there is nothing to learn at t = 0: a mistake that halving makes fatal, here so that it can be seen and studied.
+    """
+    i = torch.randint(steps - skip_top, (count,), generator=generator, device=generator.device)
     return grid(steps, generator.device)[i]
 
 

@@ -20,9 +20,9 @@ from pdlib.data import DataError
 from pdlib.denoiser import Denoiser
 from pdlib.files import DamagedFileError, lock_folder, read_json, read_tensors
 from pdlib.metrics import METRICS, feature_network, measure
-from pdlib.reports import CURVES, Run, execute, load_run, write_report
+from pdlib.reports import Run, execute, load_run, write_report
 from pdlib.sampling import sample, sample_batches
-from pdlib.settings import SettingsError, make_settings
+from pdlib.settings import CURVES, SettingsError, make_settings
 from pdlib.training import NotFiniteError
 
 TINY = {
@@ -83,7 +83,7 @@ def test_every_documented_field_is_there(smoke):
             assert entry["seconds_per_image"] > 0
     assert metrics["images"] == 2 * 128
     assert metrics["real_images"] == 1797
-    assert {name: metrics["training"][n]["updates"] for name, n in (("teacher", "8"), ("last", "1"))} == {
+    assert {name: metrics["training"][n]["updates"] for name, n in (("teacher", "teacher"), ("last", "student-1"))} == {
         "teacher": 300,
         "last": 60,
     }
