@@ -206,10 +206,11 @@ def execute(
     if run.finished:
         return run
     data = run.data
+    given = _given_teacher(run)
     _check_disk(run)
     with lock_folder(run.folder):
         write_json(run.folder / "config.json", settings_to_json(settings))
-        models = _train(run, data, progress, checkpoint_seconds)
+        models = _train(run, data, given, progress, checkpoint_seconds)
         evaluate(run, models, progress)
     return run
 
@@ -343,7 +344,9 @@ def _check_disk(run: Run) -> None:
         )
 
 
-def _train(run: Run, data: Data, progress: bool, checkpoint_seconds: float) -> dict[str, Denoiser]:
+def _train(
+    run: Run, data: Data, given: Denoiser | None, progress: bool, checkpoint_seconds: float
+) -> dict[str, Denoiser]:
     """Every network by the name of its folder, trained, or loaded where it is finished."""
     settings = run.settings
     x = data.x.to(settings.device)
@@ -354,8 +357,12 @@ def _train(run: Run, data: Data, progress: bool, checkpoint_seconds: float) -> d
         if (run.folder / part / "config.json").is_file()
     }
 
-    if "teacher" not in models and settings.teacher is not None:
-        models["teacher"] = _given_teacher(run)
+    if "teacher" not in models and given is not None:
+        history = Path(settings.teacher) / "training.safetensors"
+        if history.is_file():
+            write_bytes(run.folder / "teacher" / history.name, history.read_bytes())
+        given.save(run.folder / "teacher")
+        models["teacher"] = given
     if "teacher" not in models:
         grid_steps = settings.steps if settings.discrete_teacher else None
 
@@ -406,9 +413,12 @@ def _train(run: Run, data: Data, progress: bool, checkpoint_seconds: float) -> d
     return models
 
 
-def _given_teacher(run: Run) -> Denoiser:
-    """The teacher that the settings name, copied into the run's folder."""
-    settings, source = run.settings, Path(run.settings.teacher)
+def _given_teacher(run: Run) -> Denoiser | None:
+    """The teacher that the settings name, with the run's own schedule; none where it is trained, or copied already."""
+    settings = run.settings
+    if settings.teacher is None or (run.folder / "teacher" / "config.json").is_file():
+        return None
+    source = Path(settings.teacher)
     given = Denoiser.load(source, settings.device)
     if given.prediction != settings.prediction:
         raise SettingsError(
@@ -420,11 +430,7 @@ def _given_teacher(run: Run) -> Denoiser:
             f"teacher={settings.teacher!r} takes examples of {given.network.config['channels']} channels, and "
             f"data={settings.data!r} has {run.data.shape[0]}: give the data that it was trained on"
         )
-    teacher = Denoiser(given.network, given.prediction, settings.noise_schedule)
-    if (source / "training.safetensors").is_file():
-        write_bytes(run.folder / "teacher" / "training.safetensors", (source / "training.safetensors").read_bytes())
-    teacher.save(run.folder / "teacher")
-    return teacher
+    return Denoiser(given.network, given.prediction, settings.noise_schedule)
 
 
 def _keep(run: Run, part: str, denoiser: Denoiser, trained: Trained) -> Denoiser:

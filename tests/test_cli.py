@@ -9,6 +9,7 @@ from matplotlib.image import imread
 from pdlib import cli
 from pdlib.cli import main
 from pdlib.files import lock_folder
+from pdlib.reports import execute
 
 
 def refused(capsys, *arguments):
@@ -156,3 +157,35 @@ def test_a_run_that_is_not_finished_gets_one_line(smoke, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes((smoke.folder / "config.json").read_bytes())
     assert "is not finished" in refused(capsys, "evaluate", tmp_path)
     assert "holds no run" in refused(capsys, "evaluate", tmp_path / "nowhere")
+
+
+# pdlib diagnose.
+
+
+def test_a_healthy_run_is_called_so(smoke, capsys):
+    assert main(["diagnose", str(smoke.folder)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{part}: healthy" for part in smoke.parts]
+    assert main(["diagnose", str(smoke.folder / "student-2")]) == 0
+    assert capsys.readouterr().out == "student-2: healthy\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"skip_top": True}, "student-2: wrong top time: the highest time in training is t = 0.5, where α = 0.71"),
+        ({"weighting": "snr"}, "student-2: dead steps: 1 of 2 steps get less than 1 % of their fair share"),
+    ],
+)
+def test_an_ill_student_is_named_with_the_figure_that_gives_it_away(settings, said, tmp_path, capsys):
+    few = {"steps": 4, "end_steps": 2, "width": 8, "batch_size": 16, "teacher_updates": 5, "stage_updates": 5}
+    execute("smoke", tmp_path / "run", progress=False, few_step_updates=5, images_per_seed=65, **few, **settings)
+    assert main(["diagnose", str(tmp_path / "run")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith(said)
+
+
+def test_a_folder_without_networks_cannot_be_diagnosed(capsys, tmp_path):
+    assert "holds no run" in refused(capsys, "diagnose", tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "holds no finished network yet" in refused(capsys, "diagnose", tmp_path)

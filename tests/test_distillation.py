@@ -11,8 +11,10 @@ from torch import nn
 import pdlib.distillation
 from pdlib.denoiser import Denoiser
 from pdlib.distillation import (
+    CULPRITS,
     conversion_loss,
     convert,
+    diagnose,
     distillation_loss,
     distillation_target,
     progressive_distillation,
@@ -21,10 +23,10 @@ from pdlib.distillation import (
 from pdlib.exact import GaussianDenoiser
 from pdlib.predictions import PredictionError
 from pdlib.sampling import ddim_step, sample
-from pdlib.schedules import CosineSchedule, grid
+from pdlib.schedules import CosineSchedule, DiscreteSchedule, LinearSchedule, grid, zero_terminal_snr
 from pdlib.training import TrainingSettings, random_grid_times
 from pdlib.unet import MLP
-from pdlib.weightings import WEIGHTINGS, weight
+from pdlib.weightings import WEIGHTINGS, clipped, weight
 
 COSINE = CosineSchedule()
 MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
@@ -448,3 +450,94 @@ def test_the_weighting_and_the_clip_reach_the_loss():
 def test_an_unknown_kind_of_weights_is_named():
     with pytest.raises(ValueError, match="weights='best' is unknown; it must be one of ema, raw"):
         chain(weights="best")
+
+
+# Settings that students other than their teacher's copies take.
+
+
+def test_students_may_predict_something_else_from_their_teachers_weights():
+    teacher = Denoiser(MLP(2, width=8), "v", COSINE)
+    data = noise(64, 2).float()
+    (stage,) = progressive_distillation(
+        teacher, data, 2, 1, TrainingSettings(1, 8, 1e-12, ema=0), seed=0, prediction="x", progress=False
+    )
+    assert stage.student.prediction == "x"
+    for old, new in zip(teacher.network.parameters(), stage.student.network.parameters(), strict=True):
+        torch.testing.assert_close(old, new)
+
+
+@pytest.mark.parametrize("loss", [distillation_loss, conversion_loss])
+def test_the_top_time_is_left_out_where_that_is_asked_for(loss):
+    student = Closed(waves)
+    teacher = Closed(waves)
+    loss(student, teacher, noise(400, 2), 4, generator(), skip_top=True)
+    assert set(torch.cat(student.times).tolist()) == {0.25, 0.5, 0.75}
+
+
+# The diagnosis.
+
+FINITE = CosineSchedule(log_snr_min=-20, log_snr_max=20)
+
+
+def network(prediction="v", schedule=COSINE):
+    return Denoiser(MLP(2, out_channels=4 if prediction == "both" else 2, width=4), prediction, schedule)
+
+
+HEALTHY = [
+    *[(network(prediction), steps, weighting) for prediction in ("x", "v", "both")
+      for steps in (1, 2, 4, 64) for weighting in ("truncated_snr", "snr_plus_one")],
+    *[(network("x"), steps, "constant") for steps in (1, 8, 1024)],
+    *[(network("v"), steps, "truncated_snr") for steps in (16, 256, 1024)],
+    *[(network("v", FINITE), steps, "truncated_snr") for steps in (1, 8)],
+    (network("v"), 4, clipped("snr", min=1)),
+    (network("v"), 1, clipped("log_snr_density", min=1)),
+    (network("v", zero_terminal_snr(LinearSchedule())), 4, "truncated_snr"),
+    (network("v", zero_terminal_snr(DiscreteSchedule.scaled_linear_beta())), 8, "snr_plus_one"),
+    (GaussianDenoiser(MEAN, COVARIANCE, COSINE), 4, "truncated_snr"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(HEALTHY)))
+def test_the_diagnosis_is_silent_on_the_healthy(case):
+    assert diagnose(*HEALTHY[case]) == []
+
+
+def without_top(steps):
+    return grid(steps)[:-1]
+
+
+ILL = [
+    # the off-by-one grid: α at the highest time is sin(π/2N)
+    *[((network(), n, "truncated_snr", without_top(n)), {"wrong top time": math.sin(math.pi / 2 / n)})
+      for n in (1024, 64, 4, 2, 1)],
+    # a last SNR above 0
+    ((network("v", LinearSchedule()), 4), {"terminal SNR": 0.0066}),
+    ((network("v", DiscreteSchedule.linear_beta()), 64), {"terminal SNR": 0.0064}),
+    ((GaussianDenoiser(MEAN, COVARIANCE, DiscreteSchedule.scaled_linear_beta()), 1), {"terminal SNR": 0.068}),
+    # weights of 0
+    *[((network(), n, weighting), {"dead steps": 0}) for n in (64, 4, 1) for weighting in ("snr", "log_snr_density")],
+    # an ε network
+    ((network("eps", FINITE), 4), {"unbounded targets": math.exp(10)}),
+    ((network("eps", LinearSchedule()), 8), {"terminal SNR": 0.0066, "unbounded targets": 152.2}),
+    # several at once
+    ((network("v", LinearSchedule()), 2, "truncated_snr", without_top(2)),
+     {"wrong top time": 0.28, "terminal SNR": 0.0066}),
+    ((network(), 1, "snr", without_top(1)), {"wrong top time": 1}),
+    ((network("eps", FINITE), 4, "snr"), {"dead steps": 0, "unbounded targets": math.exp(10)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(ILL)))
+def test_the_diagnosis_names_what_is_wrong_and_nothing_else(case):
+    arguments, expected = ILL[case]
+    found = diagnose(*arguments)
+    assert {finding.culprit: pytest.approx(finding.figure, rel=0.02, abs=1e-6) for finding in found} == expected
+    assert [finding.culprit for finding in found] == [name for name in CULPRITS if name in expected]
+
+
+def test_the_diagnosis_says_which_steps_are_dead():
+    (finding,) = diagnose(network(), 4, "snr")
+    assert "1 of 4 steps get less than 1 % of their fair share of the loss: t = 1." in str(finding)
+    (finding,) = diagnose(network(), 2, "log_snr_density")
+    assert "2 of 2 steps" in str(finding)
+    assert "t = 1, 0.5." in str(finding)

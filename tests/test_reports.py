@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pdlib.files import DamagedFileError, lock_folder, read_json, read_tensors
 from pdlib.metrics import METRICS, feature_network, measure
 from pdlib.reports import Run, execute, load_run, write_report
 from pdlib.sampling import sample, sample_batches
+from pdlib.schedules import CosineSchedule
 from pdlib.settings import CURVES, SettingsError, make_settings
 from pdlib.training import NotFiniteError
 
@@ -266,6 +268,126 @@ def test_opening_a_run_gives_its_settings(uninterrupted, tmp_path):
         load_run(tmp_path)
 
 
+# Other beginnings, and many runs.
+
+ONE_CURVE = {key: value for key, value in TINY.items() if key != "preset"} | {"curves": ("distilled",)}
+
+
+def test_a_given_teacher_is_distilled_and_kept_with_the_run(uninterrupted, tmp_path):
+    source = uninterrupted.folder / "teacher"
+    settings = TINY | {"teacher": str(source), "curves": ("distilled",)}
+    run = execute(folder=tmp_path / "run", progress=False, **settings)
+    for name in WEIGHTS:  # the same teacher and the same seed: the same students
+        assert (run.folder / name).read_bytes() == (uninterrupted.folder / name).read_bytes()
+    assert set(run.metrics["curves"]) == {"distilled"}
+    assert run.metrics["training"]["teacher"]["updates"] == 30
+
+
+def test_a_given_teacher_is_used_with_the_runs_schedule(uninterrupted, tmp_path):
+    source = uninterrupted.folder / "teacher"
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "bare" / name).write_bytes((source / name).read_bytes())
+    settings = TINY | {"teacher": str(tmp_path / "bare"), "log_snr_min": -6.0, "curves": ("distilled",)}
+    run = execute(folder=tmp_path / "run", progress=False, **settings)
+    for network in (run.teacher, run.denoiser(1)):
+        assert network.schedule == CosineSchedule(log_snr_min=-6)
+    assert run.metrics["training"]["teacher"] == {"seconds": 0, "updates": 0, "final_loss": None}
+    page = write_report(run, "smoke", {k: v for k, v in settings.items() if k != "preset"}, False)
+    assert "log_snr_min = -6.0" in page.read_text()
+
+
+def test_a_converted_teacher_starts_the_chain(tmp_path):
+    settings = TINY | {"prediction": "eps", "schedule": "cosine_clipped", "student_prediction": "v"}
+    run = execute(folder=tmp_path / "run", progress=False, convert_updates=15, **settings)
+    assert run.parts == ["teacher", "converted", "student-2", "student-1"]
+    assert [Denoiser.load(run.folder / part).prediction for part in run.parts] == ["eps", "v", "v", "v"]
+    assert run.metrics["training"]["converted"]["updates"] == 15
+    curves = run.metrics["curves"]
+    assert curves["ddim"]["4"]["ratio"] == 1  # everything is measured against the teacher itself
+    assert curves["distilled"]["4"]["ratio"] != 1
+    assert next(iter(run.same_noise(2)[0])) == "4 steps (converted)"
+
+
+def test_students_may_predict_something_else_without_a_conversion(tmp_path):
+    settings = TINY | {"student_prediction": "both", "curves": ("distilled",)}
+    run = execute(folder=tmp_path / "run", progress=False, **settings)
+    assert [Denoiser.load(run.folder / part).prediction for part in run.parts] == ["v", "both", "both"]
+
+
+def test_the_off_by_one_grid_is_sampled_from_where_it_was_trained(tmp_path):
+    run = execute(folder=tmp_path / "run", progress=False, **(TINY | {"skip_top": True, "end_steps": 2}))
+    noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert len(list(run.sample(2, noise))) == 2  # z and one step, from t = 1/2 to 0
+    rows, same = run.same_noise(3)
+    *_, expected = sample(run.denoiser(2), 2, same, skip_top=True)
+    assert torch.equal(rows["2 steps"], expected)
+    found = reports.diagnose_run(run)
+    assert {part: [finding.culprit for finding in part_found] for part, part_found in found.items()} == {
+        "teacher": ["wrong top time"],
+        "student-2": ["wrong top time"],
+    }
+
+
+def test_a_folder_older_than_a_setting_still_opens(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted.folder, folder)
+    config = read_json(folder / "config.json")
+    del config["skip_top"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert execute(folder=folder, progress=False, **TINY).finished
+    refused(SettingsError, "skip_top=False there and True here", folder, skip_top=True, end_steps=2)
+    (folder / "config.json").write_text(json.dumps(config | {"unheard_of": 1}))
+    refused(SettingsError, "unheard_of=1 there and None here", folder)
+
+
+def test_a_sweep_finishes_every_run_and_repeats_none(tmp_path):
+    jobs = {f"seed-{seed}": {"seed": seed} for seed in (0, 1, 2)}
+    runs = reports.sweep(jobs, tmp_path, "smoke", workers=2, progress=False, **ONE_CURVE)
+    assert list(runs) == list(jobs)
+    assert [run.settings.seed for run in runs.values()] == [0, 1, 2]
+    before = contents(tmp_path)
+    again = reports.sweep(jobs, tmp_path, "smoke", progress=False, **ONE_CURVE)
+    assert again == runs
+    assert contents(tmp_path) == before
+    alone = execute("smoke", tmp_path / "alone", progress=False, seed=1, **ONE_CURVE)
+    for name in WEIGHTS:  # a run is the same in a sweep and by itself
+        assert (alone.folder / name).read_bytes() == (runs["seed-1"].folder / name).read_bytes()
+
+    means = reports.mean_by_steps(runs.values())
+    values = [run.metrics["curves"]["distilled"]["2"]["frechet_distance"][0] for run in runs.values()]
+    assert means[2] == pytest.approx((np.mean(values), np.std(values, ddof=1) / 3**0.5))
+    ratios = reports.mean_by_steps(runs.values(), "ratio")
+    assert ratios[4] == (1, 0)
+    table = reports.chains_table({"all": ratios})
+    assert table.splitlines()[0] == "| chain | 4 steps | 2 steps | one step |"
+    assert "| all | 1 ± 0 |" in table
+
+
+def test_a_sweep_with_a_bad_run_starts_none(tmp_path):
+    with pytest.raises(SettingsError, match="weighting='sn' is unknown"):
+        reports.sweep({"good": {}, "bad": {"weighting": "sn"}}, tmp_path / "sweep", "smoke")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_claim_that_fails_stops_only_where_it_is_required(capsys):
+    reports.claim("one is less than two", 1 < 2)
+    reports.claim("two is less than one", 2 < 1, required=False)
+    assert capsys.readouterr().out == ("holds: one is less than two\ndoes not hold in this run: two is less than one\n")
+    with pytest.raises(AssertionError, match="does not show that two is less than one"):
+        reports.claim("two is less than one", 2 < 1)
+
+
+def test_runs_are_kept_in_one_place_also_from_a_folder_below(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert str(reports.default_folder("smoke", seed=1)) == "runs/smoke-seed=1"
+    (tmp_path / "runs").mkdir()
+    assert str(reports.default_folder("smoke", seed=1)) == "../runs/smoke-seed=1"
+    (tmp_path / "notebooks" / "runs").mkdir()
+    assert str(reports.default_folder("smoke", seed=1)) == "runs/smoke-seed=1"
+
+
 # Bad input: before any training, and nothing written.
 
 
@@ -295,6 +417,20 @@ def test_data_with_nan_are_refused(tmp_path):
 
 def test_a_folder_of_another_run_is_refused_and_untouched(uninterrupted):
     refused(SettingsError, "other settings .seed=0 there and 5 here", uninterrupted.folder, seed=5)
+
+
+def test_a_teacher_of_another_kind_is_refused(uninterrupted, tmp_path):
+    teacher = str(uninterrupted.folder / "teacher")
+    message = "prediction='x', but the teacher in .* predicts 'v': use prediction=v"
+    refused(SettingsError, message, tmp_path / "run", teacher=teacher, prediction="x")
+    refused(
+        SettingsError,
+        "takes examples of 1 channels, and data='ring' has 2",
+        tmp_path / "run",
+        teacher=teacher,
+        data="ring",
+    )
+    refused(FileNotFoundError, "nowhere holds no saved denoiser", tmp_path / "run", teacher="nowhere")
 
 
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):

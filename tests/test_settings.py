@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from pdlib.schedules import SCHEDULES
+from pdlib.schedules import SCHEDULES, CosineSchedule
 from pdlib.settings import (
     PRESETS,
     Settings,
@@ -103,6 +103,12 @@ BAD = {
     "end_steps=3": "steps=64 cannot be halved down to end_steps=3",
     "end_steps=128": "steps=64 cannot be halved down to end_steps=128",
     "prediction=eps": "prediction='eps' with schedule='cosine': α_1 = 0",
+    "student_prediction=eps": "student_prediction='eps' with schedule='cosine': α_1 = 0",
+    "student_prediction=w": "student_prediction='w' is unknown; it must be one of x, eps, v, both",
+    "convert_updates=10": "convert_updates=10: say to what, with student_prediction",
+    "skip_top=True": "skip_top=True leaves no step to train at N = 1: use end_steps=2 or more",
+    "curves=ddim": "curves=ddim: must be distilled, and then any of ddim, stochastic",
+    "curves=distilled,dim": "curves=distilled,dim: must be distilled, and then any of ddim, stochastic",
     "device=tpu3000": "tpu3000",
 }
 
@@ -122,8 +128,18 @@ def test_clips_that_cross_are_refused():
         make_settings(clip_min=2, clip_max=1)
 
 
+def test_only_cosine_schedules_take_ends_of_lambda():
+    schedule = make_settings(schedule="cosine_offset", log_snr_min=-6).noise_schedule
+    assert schedule == CosineSchedule(0.008, log_snr_min=-6)
+    for name in ("linear", "cosine_clipped", "discrete_cosine"):
+        with pytest.raises(SettingsError, match=f"log_snr_min=-6.0.*{name}.*only cosine and cosine_offset"):
+            make_settings(schedule=name, log_snr_min=-6)
+    with pytest.raises(SettingsError, match=r"log_snr_min=3.0 is not below log_snr_max=2.0"):
+        make_settings(log_snr_min=3, log_snr_max=2)
+
+
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(SettingsError, match="preset='fast' is unknown; it must be one of default, smoke"):
+    with pytest.raises(SettingsError, match="preset='fast' is unknown; it must be one of default, smoke, study"):
         make_settings("fast")
 
 
