@@ -375,15 +375,15 @@ EXERCISES["02_v"] = Exercise(
     mistakes=(
         (
             lambda x, eps, alpha, sigma: alpha[:, None] * eps + sigma[:, None] * x,
-            "the sign: with the plus of the slides, α z − σ v is (α² − σ²) x and not x. The derivative of cos is −sin",
+            "the sign: with the plus of the slides, α z − σ v is (α² − σ²) x and not x",
         ),
         (
             lambda x, eps, alpha, sigma: sigma[:, None] * x - alpha[:, None] * eps,
-            "that is −v: both signs are turned round. z moves towards ε as φ grows",
+            "that is −v: both signs are turned round. Put it into α z − σ v, and see that x does not come out",
         ),
         (
             lambda x, eps, alpha, sigma: alpha[:, None] * x - sigma[:, None] * eps,
-            "x and ε are swapped: at α = 1 the circle leaves x in the direction of ε, so that v = ε there",
+            "x and ε are swapped: at α = 1, where z = x, v must be what z does not show, ε",
         ),
         (
             lambda x, eps, alpha, sigma: eps - x,
