@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CHAIN := $(sort $(wildcard notebooks/0*.ipynb notebooks/solutions/*.ipynb))
+# Those that train for long are tested on their smoke preset, by tests/test_notebooks.py.
+QUICK := $(sort $(wildcard notebooks/0[1-4]*.ipynb notebooks/solutions/*.ipynb))
 
 .PHONY: report test lab notebooks bench format clean
 .DEFAULT_GOAL := report
@@ -13,15 +15,20 @@ test: .venv/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q --durations=10
-	$(BIN)/python -m pytest -q --nbval $(CHAIN)
+	$(BIN)/python -m pytest -q --nbval $(QUICK)
 
 lab: .venv/installed-all
 	$(BIN)/jupyter lab notebooks
 
-# Executes the notebooks again and stores their outputs.
+# Executes the notebooks again, stores their outputs, and prints the time of each. Runs that are there already are
+# only opened: `rm -r runs` for everything from nothing.
 notebooks: .venv/installed-all
 	$(BIN)/pdlib run
-	for notebook in notebooks/report.ipynb $(CHAIN); do $(BIN)/papermill $$notebook $$notebook || exit 1; done
+	for notebook in notebooks/report.ipynb $(CHAIN); do \
+		start=$$(date +%s); \
+		$(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1; \
+		echo "$$notebook: $$(($$(date +%s) - start)) s"; \
+	done
 	cp runs/default/report.png notebooks/report.png
 
 bench: .venv/installed-all

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -74,15 +75,46 @@ def test_exercises_are_stored_unsolved_and_their_twins_solved(name):
         assert all(verdict.startswith("not right") and "hint: " in verdict for verdict in said[1:])
 
 
+# The notebooks that train: here on their smallest preset.
+
+
+def run_notebook(source, output, **parameters):
+    papermill.execute_notebook(str(source), str(output), parameters, kernel_name="python3", progress_bar=False)
+
+
+def assert_strict_nbval(notebook):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", str(notebook)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=notebook.parent)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ passed", done.stdout)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"0[5-8]_", name)])
+def test_a_notebook_that_trains_runs_on_smoke_and_then_passes_strict_nbval(name, tmp_path):
+    # Executed once more with its runs finished, which takes seconds: figures are read and no bar is shown.
+    for output in ("first.ipynb", "again.ipynb"):
+        started = time.monotonic()
+        run_notebook(ROOT / "notebooks" / name, tmp_path / output, preset="smoke", folder=str(tmp_path / "runs"))
+        took = time.monotonic() - started
+    assert took < 60
+    assert_strict_nbval(tmp_path / "again.ipynb")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"0\d_", name)])
+def test_a_bad_parameter_stops_a_notebook_with_one_line(name, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        run_notebook(ROOT / "notebooks" / name, tmp_path / "out.ipynb", sed=1)
+    assert caught.value.traceback == [f"SettingsError: {caught.value.evalue}"]
+    assert caught.value.evalue.startswith("sed=1: there is no parameter 'sed'")
+
+
 # The report, as it is used without the command.
 
 SMALL = {"teacher_updates": 20, "stage_updates": 10}
 
 
 def papermill_report(output, **parameters):
-    papermill.execute_notebook(
-        str(ROOT / "notebooks" / "report.ipynb"), str(output), parameters, kernel_name="python3", progress_bar=False
-    )
+    run_notebook(ROOT / "notebooks" / "report.ipynb", output, **parameters)
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +136,7 @@ def test_the_executed_report_passes_strict_nbval(executed):
     # Executed once more, with its run finished: every figure is read, none measured again, and no bar is shown.
     again = executed.with_name("again.ipynb")
     papermill_report(again, preset="smoke", prediction="x", folder=str(executed.parent / "run"), **SMALL)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", str(again)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=executed.parent)
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"\d+ passed", done.stdout)
+    assert_strict_nbval(again)
 
 
 @pytest.mark.parametrize(
