@@ -182,7 +182,7 @@ def execute(
     """Train the teacher and every student and evaluate them, or go on where an earlier call stopped.
 
     Args:
-        preset: ``"default"`` or ``"smoke"``.
+        preset: one of :data:`pdlib.settings.PRESETS`.
         folder: where the run lives; by default :func:`default_folder`.
         progress: show progress bars.
         checkpoint_seconds: at most so much work is lost when the process is killed.
