@@ -815,3 +815,122 @@ EXERCISES["04_shares"] = Exercise(
         ),
     ),
 )
+
+# 06 The teacher
+
+
+def _mixed_pixels(alpha: Tensor, sigma: Tensor, power: Tensor) -> Tensor:
+    """The mean of (z − ε)² over x = ±√power and ε = ±1, all four pairs alike."""
+    pairs = [(x, eps) for x in (-power.sqrt(), power.sqrt()) for eps in (-1, 1)]
+    return sum((alpha * x + sigma * eps - eps).square() for x, eps in pairs) / 4
+
+
+EXERCISES["06_identity_loss"] = Exercise(
+    cases=lambda generator: {
+        **_mixing_angles(generator),
+        "power": 0.2 + torch.rand((), generator=generator, dtype=torch.float64),
+    },
+    reference=_mixed_pixels,
+    mistakes=(
+        (
+            lambda alpha, sigma, power: alpha**2 * power + sigma**2,
+            "that is the mean of z²; ε is taken away first, and σ ε − ε = −(1 − σ) ε",
+        ),
+        (
+            lambda alpha, sigma, power: alpha**2 * power + sigma**2 + 1,
+            "z holds ε itself: z and ε are not independent, so that their squares do not add up",
+        ),
+        (
+            lambda alpha, sigma, power: alpha**2 * power,
+            "that is as if z held the whole ε; it holds σ ε, and (1 − σ) ε is missing",
+        ),
+        (
+            lambda alpha, sigma, power: alpha**2 * power + 1 - sigma**2,
+            "the noise that is missing is (1 − σ) ε; square 1 − σ, not σ alone",
+        ),
+        (lambda alpha, sigma, power: alpha * power + (1 - sigma), "the loss is a square: so are its factors"),
+        (
+            lambda alpha, sigma, power: alpha**2 * power**2 + (1 - sigma) ** 2,
+            "power is the mean of x² already; it is not squared again",
+        ),
+    ),
+)
+
+
+def _norms_with_spikes(generator: torch.Generator) -> dict[str, Any]:
+    """Norms that rise and fall, with clusters of spikes high enough to move a mean, and among them the ends."""
+    norms = (2 * torch.rand(60, generator=generator, dtype=torch.float64)).exp()
+    norms *= torch.linspace(1, 6, 60, dtype=torch.float64)
+    places = torch.randperm(60, generator=generator)[:9]
+    norms[places] *= 12 * (1 + 4 * torch.rand(9, generator=generator, dtype=torch.float64))
+    norms[[3, -1]] = norms.max() * torch.tensor([2.0, 3.0], dtype=torch.float64)
+    return {"norms": norms, "window": int(torch.randint(3, 7, (1,), generator=generator)) * 2 + 1, "factor": 5.0}
+
+
+def _counted_spikes(norms: Tensor, window: int, factor: float) -> int:
+    """One by one: the middle one of the sorted window, the window being odd."""
+    values = norms.tolist()
+    return sum(values[k] > factor * sorted(values[k - window : k])[window // 2] for k in range(window, len(values)))
+
+
+def _miscounted(mistake: str) -> Callable[..., int]:
+    def count(norms: Tensor, window: int, factor: float) -> int:
+        windows = norms.unfold(0, window, 1)
+        middle = windows.mean(1) if mistake == "mean" else windows.median(1).values
+        if mistake == "whole":
+            return int((norms > factor * norms.median()).sum())
+        if mistake == "jump":
+            return int((norms[1:] > factor * norms[:-1]).sum())
+        if mistake == "itself":
+            return int((norms[window - 1 :] > factor * middle).sum())
+        if mistake == "share":
+            return int((norms[window:] > factor * middle[:-1]).sum()) / (len(norms) - window)
+        return int((norms[window:] > factor * middle[:-1]).sum())
+
+    return count
+
+
+EXERCISES["06_spikes"] = Exercise(
+    cases=_norms_with_spikes,
+    reference=_counted_spikes,
+    mistakes=(
+        (_miscounted("mean"), "a mean is dragged up by the spikes themselves; the median is not"),
+        (_miscounted("whole"), "that compares with the median of the whole training; take the updates just before"),
+        (_miscounted("jump"), "that compares with the one update before; take the median of the window before"),
+        (_miscounted("itself"), "the window holds the update that it judges; it should end just before it"),
+        (_miscounted("share"), "that is the share of the updates; return how many they are"),
+    ),
+)
+
+
+def _first_time_below(s: Tensor) -> Tensor:
+    """The t at which the falling SNR of the cosine schedule meets s, by halving: until then it is above."""
+    low, high = torch.zeros_like(s), torch.ones_like(s)
+    for _ in range(60):
+        middle = (low + high) / 2
+        alpha, sigma = CosineSchedule().alpha_sigma(middle)
+        above = alpha**2 > s * sigma**2
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return low
+
+
+EXERCISES["06_heavy_tail"] = Exercise(
+    cases=lambda generator: {"s": (8 * torch.rand(4, generator=generator, dtype=torch.float64) - 1).exp()},
+    reference=_first_time_below,
+    mistakes=(
+        (
+            lambda s: 2 / math.pi * torch.atan(1 / s),
+            "that is where α/σ meets s; the SNR is its square, so that α/σ meets √s",
+        ),
+        (lambda s: torch.atan(1 / s.sqrt()), "that is the angle πt/2; divide by π/2 to have t"),
+        (
+            lambda s: 2 / math.pi * torch.atan(s.sqrt()),
+            "that is how often the SNR is below s: the two shares add up to 1",
+        ),
+        (
+            lambda s: 1 / (1 + s),
+            "that is σ² where the SNR is s; ask at which t that is: σ = sin(πt/2)",
+        ),
+        (lambda s: 1 / s, "that would be so if the SNR were 1/t; on the cosine schedule it is cot²(πt/2)"),
+    ),
+)

@@ -19,7 +19,9 @@ import multiprocessing
 import os
 import platform
 import shutil
+import statistics
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -255,13 +257,24 @@ def sweep(
     count = min(workers or os.cpu_count() or 1, len(waiting))
     # "spawn" starts clean processes: a forked one would inherit this one's threads in an unknown state.
     with (
-        multiprocessing.get_context("spawn").Pool(count, torch.set_num_threads, (1,)) as pool,
+        multiprocessing.get_context("spawn").Pool(count, _start_worker) as pool,
         tqdm(total=len(waiting), desc=Path(folder).name, unit="run", disable=not progress) as bar,
     ):
         for name in pool.imap_unordered(_execute_alone, waiting):
             bar.set_postfix(last=name)
             bar.update()
     return runs
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End with the process that started the sweep, even where it was killed: it may be started again at once."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _execute_alone(run: Run) -> str:
@@ -459,7 +472,7 @@ def evaluate(run: Run, models: dict[str, Denoiser], progress: bool = True) -> di
         standard error over noise seeds]``; ``frechet_distance_left_out`` is that distance with one
         noise seed left out at a time; ``ratio`` the same distance over the teacher's by DDIM at its
         own N (over the first of ``distilled`` where ``ddim`` is not asked for), with
-        ``ratio_standard_error``; and then ``seconds_per_image``.
+        ``ratio_standard_error``; and then ``seconds_per_image``, the median over noise seeds.
     ``floor``
         each metric of real against real, see :func:`pdlib.metrics.sampling_floor`, in the same form.
     ``images``, ``real_images``
@@ -522,8 +535,9 @@ def _evaluate_one(run: Run, network: nn.Module, model: Denoiser, steps: int, sam
     """Every metric at one number of steps, and how long an image takes."""
     settings, data = run.settings, run.data
     started = time.monotonic()
-    groups = []
+    groups, times = [], []
     for k in range(settings.noise_seeds):
+        began = time.monotonic()
         generator = torch.Generator(settings.device).manual_seed(1_000_003 * (settings.seed + 1) + k)
         groups.append(
             sample_batches(
@@ -537,11 +551,11 @@ def _evaluate_one(run: Run, network: nn.Module, model: Denoiser, steps: int, sam
                 skip_top=settings.skip_top,
             )
         )
-    sampled = time.monotonic()
+        times.append(time.monotonic() - began)
     estimates = measure(network, data.x, groups)
     found: dict[str, Any] = {name: list(estimate[:2]) for name, estimate in estimates.items()}
     found["frechet_distance_left_out"] = estimates["frechet_distance"].left_out
-    found["seconds_per_image"] = (sampled - started) / (settings.noise_seeds * settings.images_per_seed)
+    found["seconds_per_image"] = statistics.median(times) / settings.images_per_seed
     found["seconds"] = time.monotonic() - started
     return found
 

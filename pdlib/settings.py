@@ -78,7 +78,7 @@ class Settings:
     """Train the teacher on the grid i/steps instead of in continuous time."""
     teacher_updates: int = 3000
     """Parameter updates of the teacher."""
-    stage_updates: int = 300
+    stage_updates: int = 450
     """Parameter updates of a stage."""
     few_step_updates: int | None = 600
     """Parameter updates of the stages of 4 steps and fewer; as many as the others if none."""
@@ -94,6 +94,8 @@ class Settings:
     """Decay of the teacher's weight average."""
     stage_ema: float = 0.99
     """Decay of the students' weight average."""
+    max_gradient_norm: float = 1.0
+    """Gradients longer than this are scaled down to it."""
     weights: str = "ema"
     """What a student hands on: ema or raw weights."""
     clip_x: float | None = None
@@ -147,13 +149,27 @@ class Settings:
     @property
     def teacher_training(self) -> TrainingSettings:
         """How the teacher is trained."""
-        return TrainingSettings(self.teacher_updates, self.batch_size, self.learning_rate, 100, self.anneal, self.ema)
+        return TrainingSettings(
+            self.teacher_updates,
+            self.batch_size,
+            self.learning_rate,
+            100,
+            self.anneal,
+            self.ema,
+            self.max_gradient_norm,
+        )
 
     @property
     def stage_training(self) -> TrainingSettings:
         """How a student is trained."""
         return TrainingSettings(
-            self.stage_updates, self.batch_size, self.stage_learning_rate, 20, self.anneal, self.stage_ema
+            self.stage_updates,
+            self.batch_size,
+            self.stage_learning_rate,
+            20,
+            self.anneal,
+            self.stage_ema,
+            self.max_gradient_norm,
         )
 
     @property
@@ -327,6 +343,7 @@ def _check(s: Settings) -> None:
         "stage_learning_rate": (1e-12, 1e3),
         "ema": (0, 1 - 1e-9),
         "stage_ema": (0, 1 - 1e-9),
+        "max_gradient_norm": (1e-12, math.inf),
         "clip_x": (1e-12, math.inf),
         "width": (4, math.inf),
         "blocks": (1, math.inf),
