@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -932,5 +933,69 @@ EXERCISES["06_heavy_tail"] = Exercise(
             "that is σ² where the SNR is s; ask at which t that is: σ = sin(πt/2)",
         ),
         (lambda s: 1 / s, "that would be so if the SNR were 1/t; on the cosine schedule it is cot²(πt/2)"),
+    ),
+)
+
+
+# 08 The parent that predicts noise
+
+
+def _truncated_over_eps(alpha: Tensor, sigma: Tensor) -> Tensor:
+    x_loss, eps_loss, _ = _measured_losses(alpha, sigma)
+    return torch.maximum(x_loss, eps_loss) / eps_loss
+
+
+EXERCISES["08_weight_on_eps"] = Exercise(
+    cases=_mixing_angles,
+    reference=_truncated_over_eps,
+    mistakes=(
+        (
+            lambda alpha, sigma: (alpha**2 / sigma**2).clamp(min=1),
+            "that is the weight on ‖x̂ − x‖²; ‖x̂ − x‖² is itself (σ²/α²) ‖ε̂ − ε‖²",
+        ),
+        (lambda alpha, sigma: (sigma / alpha).clamp(min=1), "the losses are squares: σ/α enters squared"),
+        (
+            lambda alpha, sigma: sigma**2 / alpha**2,
+            "that is the x loss at every t; where σ < α the ε loss is the larger, with the weight 1",
+        ),
+        (lambda alpha, sigma: (sigma**2 / alpha**2).clamp(max=1), "that is the smaller of the two losses"),
+    ),
+)
+
+
+def _mean_squared_pairing(alpha: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """E (q − z_1(q))² over equal quantiles q of both Gaussians, by Gauss's quadrature."""
+    pairs = [alpha * (mean + a * deviation) + b * (1 - alpha**2).sqrt() for a in (-1, 1) for b in (-1, 1)]
+    centre = sum(pairs) / 4
+    spread = (sum((z - centre) ** 2 for z in pairs) / 4).sqrt()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    total = sum(w * (q - centre - spread * q) ** 2 for q, w in zip(nodes, weights, strict=True))
+    return total / math.sqrt(2 * math.pi)
+
+
+EXERCISES["08_start_mismatch"] = Exercise(
+    cases=lambda generator: {
+        "alpha": 0.3 + 0.6 * torch.rand(4, generator=generator, dtype=torch.float64),
+        "mean": torch.randn(4, generator=generator, dtype=torch.float64),
+        "deviation": 0.2 + 0.5 * torch.rand(4, generator=generator, dtype=torch.float64),
+    },
+    reference=_mean_squared_pairing,
+    mistakes=(
+        (
+            lambda alpha, mean, deviation: (alpha * mean) ** 2 + (alpha**2 - alpha**2 * deviation**2) ** 2,
+            "those are variances; take the difference of the standard deviations",
+        ),
+        (
+            lambda alpha, mean, deviation: (1 - (alpha**2 * deviation**2 + 1 - alpha**2).sqrt()) ** 2,
+            "the means differ as well: z_1 has the mean α₁ m",
+        ),
+        (
+            lambda alpha, mean, deviation: (alpha * mean) ** 2 + (1 - alpha * deviation) ** 2,
+            "z_1 holds the noise too, with the variance σ₁² = 1 − α₁²",
+        ),
+        (
+            lambda alpha, mean, deviation: mean**2 + (1 - (alpha**2 * deviation**2 + 1 - alpha**2).sqrt()) ** 2,
+            "x enters z_1 as α₁ x: its mean as α₁ m",
+        ),
     ),
 )
