@@ -817,6 +817,85 @@ EXERCISES["04_shares"] = Exercise(
     ),
 )
 
+
+# 05 The failure at the top
+
+
+def _highest_alpha(steps: int) -> float:
+    times = torch.arange(steps, dtype=torch.float64) / steps
+    return CosineSchedule().alpha_sigma(times)[0].min().item()
+
+
+EXERCISES["05_top_alpha"] = Exercise(
+    cases=lambda generator: {"steps": int(torch.randint(1, 65, (1,), generator=generator))},
+    reference=_highest_alpha,
+    mistakes=(
+        (lambda steps: math.sin(math.pi / (2 * steps)) ** 2, "that is α², often written ᾱ"),
+        (lambda steps: math.cos(math.pi / (2 * steps)), "that is σ at the highest time, or α at 1/N, the lowest"),
+        (lambda steps: 0.0, "that is α at t = 1; the wrong grid stops at 1 − 1/N"),
+        (lambda steps: math.sin(math.pi / steps), "α = cos(πt/2): the angle left to π/2 is π/(2N)"),
+    ),
+)
+
+
+def _moments_by_small_steps(alpha: Tensor, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability flow dz/dφ = −(x̂ − α z)/σ of a Gaussian, from two probes, by the classical Runge–Kutta method."""
+    top = torch.acos(alpha)
+
+    def slope(phi: Tensor, z: Tensor) -> Tensor:
+        a, s = phi.cos(), phi.sin()
+        # v̂ = α ε̂ − σ x̂ with x̂ = E[x | z] and ε̂ = E[ε | z] of Gaussian data.
+        gain = (z - a * m) / (a**2 * c + s**2)
+        return a * s * gain - s * (m + a * c * gain)
+
+    probes = []
+    for z in (-torch.ones_like(alpha), torch.ones_like(alpha)):
+        count = 80
+        for k in range(count):
+            phi, h = top * (1 - k / count), -top / count
+            k1 = slope(phi, z)
+            k2 = slope(phi + h / 2, z + h / 2 * k1)
+            k3 = slope(phi + h / 2, z + h / 2 * k2)
+            z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(phi + h, z + h * k3))
+        probes.append(z)
+    low, high = probes
+    return (low + high) / 2, ((high - low) / 2) ** 2
+
+
+EXERCISES["05_sample_moments"] = Exercise(
+    cases=lambda generator: {
+        "alpha": 0.1 + 0.7 * torch.rand(4, generator=generator, dtype=torch.float64),
+        "m": torch.randn(4, generator=generator, dtype=torch.float64),
+        "c": 0.3 + 0.5 * torch.rand(4, generator=generator, dtype=torch.float64),
+    },
+    reference=_moments_by_small_steps,
+    mistakes=(
+        (
+            lambda alpha, m, c: (m, c / (alpha**2 * c + 1 - alpha**2)),
+            "z has the mean 0 where the flow expects α m: the difference is carried along",
+        ),
+        (
+            lambda alpha, m, c: (m - (c / (alpha**2 * c + 1 - alpha**2)) ** 0.5 * alpha * m, c),
+            "z has the variance 1 where the flow expects α² c + σ²",
+        ),
+        (
+            lambda alpha, m, c: (
+                m - (c / (alpha**2 * c + 1 - alpha**2)) ** 0.5 * alpha * m,
+                (c / (alpha**2 * c + 1 - alpha**2)) ** 0.5,
+            ),
+            "the second is a standard deviation; the variance is its square",
+        ),
+        (
+            lambda alpha, m, c: (
+                m + (c / (alpha**2 * c + 1 - alpha**2)) ** 0.5 * alpha * m,
+                c / (alpha**2 * c + 1 - alpha**2),
+            ),
+            "the sign: the flow carries z − α m, and z is 0 on average",
+        ),
+    ),
+)
+
+
 # 06 The teacher
 
 

@@ -792,4 +792,6 @@ def _steps(count: int) -> str:
 
 
 def _with_error(value: float, error: float) -> str:
+    if math.isnan(error):  # one run has none
+        return f"{value:.3g}"
     return f"{value:.3g} ± {float(f'{error:.1g}'):g}" if abs(value) >= 1e-2 else f"{value:.5f} ± {error:.5f}"

@@ -316,6 +316,8 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "discrete_cosine": DiscreteSchedule.cosine,
     "discrete_linear": DiscreteSchedule.linear_beta,
     "discrete_linear_zero_terminal": lambda: zero_terminal_snr(DiscreteSchedule.linear_beta()),
+    "discrete_scaled_linear": DiscreteSchedule.scaled_linear_beta,
+    "discrete_scaled_linear_zero_terminal": lambda: zero_terminal_snr(DiscreteSchedule.scaled_linear_beta()),
 }
 """The schedules that settings can name; the discrete ones have T = 1000."""
 
