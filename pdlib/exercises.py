@@ -1016,6 +1016,167 @@ EXERCISES["06_heavy_tail"] = Exercise(
 )
 
 
+# 07 Distillation
+
+
+def _passes_until_paid(steps: int, updates: int, batch_size: int) -> float:
+    """Pass by pass: the stages one after the other, then what one image less costs."""
+    cost, n = 0, steps
+    while n > 1:
+        n //= 2
+        teacher, forward, backward = 2, 1, 2
+        cost += sum((teacher + forward + backward) * batch_size for _ in range(updates))
+    return cost / sum(1 for _ in range(1, steps))
+
+
+def _chain_cost(steps: int, updates: int, batch_size: int, passes: int = 5, stages: int | None = None) -> float:
+    return passes * batch_size * updates * (steps.bit_length() - 1 if stages is None else stages)
+
+
+EXERCISES["07_break_even"] = Exercise(
+    cases=lambda generator: {
+        "steps": 2 ** int(torch.randint(2, 8, (1,), generator=generator)),
+        "updates": int(torch.randint(10, 100, (1,), generator=generator)),
+        "batch_size": int(torch.randint(2, 129, (1,), generator=generator)),
+    },
+    reference=_passes_until_paid,
+    mistakes=(
+        (
+            lambda steps, updates, batch_size: _chain_cost(steps, updates, batch_size) / steps,
+            "the one-step student takes a pass as well: an image saves N − 1 passes, not N",
+        ),
+        (
+            lambda steps, updates, batch_size: _chain_cost(steps, updates, batch_size, stages=1) / (steps - 1),
+            "that is one stage; N is halved log₂ N times before it is 1",
+        ),
+        (
+            lambda steps, updates, batch_size: (
+                _chain_cost(steps, updates, batch_size, stages=steps.bit_length()) / (steps - 1)
+            ),
+            "one stage too many: the teacher of N steps is there already, and 1 is reached after log₂ N halvings",
+        ),
+        (
+            lambda steps, updates, batch_size: _chain_cost(steps, updates, batch_size, stages=steps - 1) / (steps - 1),
+            "a stage is needed for each halving, not for each step",
+        ),
+        (
+            lambda steps, updates, batch_size: _chain_cost(steps, updates, batch_size, passes=3) / (steps - 1),
+            "the teacher's two passes are missing: every target takes two of its steps",
+        ),
+        (
+            lambda steps, updates, batch_size: _chain_cost(steps, updates, 1) / (steps - 1),
+            "an update passes a whole batch: count its B images",
+        ),
+        (
+            lambda steps, updates, batch_size: _chain_cost(steps, updates, batch_size),
+            "those are the passes that the chain costs; divide by the passes that each image saves",
+        ),
+    ),
+)
+
+
+def _pairs_with_a_common_part(generator: torch.Generator) -> dict[str, Any]:
+    """Distances that differ much between seeds, and less between variant and baseline."""
+    count = int(torch.randint(3, 7, (1,), generator=generator))
+    common, own = torch.randn(2, count, generator=generator, dtype=torch.float64)
+    return {"variant": (common + 0.2 * own - 0.3).exp(), "baseline": common.exp()}
+
+
+def _ratio_left_out(variant: Tensor, baseline: Tensor) -> tuple[Tensor, Tensor]:
+    """The product's n-th root, and the jackknife's standard error of its logarithm, one seed left out at a time."""
+    count = len(variant)
+    ratios = variant / baseline
+    without = torch.stack([torch.cat([ratios[:k], ratios[k + 1 :]]).prod() for k in range(count)])
+    logs = without.log() / (count - 1)
+    error = ((count - 1) / count * (logs - logs.mean()).square().sum()).sqrt()
+    return ratios.prod() ** (1 / count), error.exp()
+
+
+EXERCISES["07_paired_ratio"] = Exercise(
+    cases=_pairs_with_a_common_part,
+    reference=_ratio_left_out,
+    mistakes=(
+        (
+            lambda variant, baseline: (
+                (variant.log().mean() - baseline.log().mean()).exp(),
+                ((variant.log().var() + baseline.log().var()) / len(variant)).sqrt().exp(),
+            ),
+            "those are the errors of two means added up, the seeds' differences in both; take the differences first, "
+            "seed by seed",
+        ),
+        (
+            lambda variant, baseline: (
+                (variant / baseline).log().mean().exp(),
+                (variant / baseline).log().std().exp(),
+            ),
+            "that is the spread of one seed; the mean of n has it divided by √n",
+        ),
+        (
+            lambda variant, baseline: (
+                (variant / baseline).log().mean().exp(),
+                ((variant / baseline).log().std(correction=0) / len(variant) ** 0.5).exp(),
+            ),
+            "the standard deviation is divided by n there; of a sample with its own mean it is n − 1, which three "
+            "seeds feel",
+        ),
+        (
+            lambda variant, baseline: (
+                (variant / baseline).mean(),
+                ((variant / baseline).log().std() / len(variant) ** 0.5).exp(),
+            ),
+            "that is the arithmetic mean of the ratios: a half and a double would make 1.25; average the logarithms",
+        ),
+        (
+            lambda variant, baseline: (
+                (variant / baseline).log().mean().exp(),
+                (variant / baseline).log().std() / len(variant) ** 0.5,
+            ),
+            "that is the standard error of the logarithm; as a factor it is exp of it",
+        ),
+        (
+            lambda variant, baseline: (
+                (baseline / variant).log().mean().exp(),
+                ((baseline / variant).log().std() / len(variant) ** 0.5).exp(),
+            ),
+            "the ratio is upside down: the variant's distance over the baseline's, below 1 where it is better",
+        ),
+    ),
+)
+
+
+def _start_in_the_average(decay: float, updates: int) -> float:
+    """The average itself, of weights that are 1 at the start and 0 ever after."""
+    average = 1.0
+    for _ in range(updates):
+        average = average + (1 - decay) * (0.0 - average)
+    return average
+
+
+EXERCISES["07_ema_share"] = Exercise(
+    cases=lambda generator: {
+        "decay": round(0.9 + 0.09 * torch.rand(1, generator=generator).item(), 3),
+        "updates": int(torch.randint(5, 200, (1,), generator=generator)),
+    },
+    reference=_start_in_the_average,
+    mistakes=(
+        (lambda decay, updates: 1 - decay**updates, "that is the share of all later weights; the two add up to 1"),
+        (
+            lambda decay, updates: (1 - decay) ** updates,
+            "1 − d is what each update's own weights get; what is there already is multiplied by d",
+        ),
+        (
+            lambda decay, updates: 1 - updates * (1 - decay),
+            "each update takes a share of what is left, not of the whole: the factors multiply",
+        ),
+        (
+            lambda decay, updates: (1 - decay) * decay**updates,
+            "that is as if the first weights had come in by an update; the average begins as them, with the share 1",
+        ),
+        (lambda decay, updates: math.exp(-updates * (1 - decay)), "that is close for d near 1; exactly it is a power of d"),
+    ),
+)
+
+
 # 08 The parent that predicts noise
 
 

@@ -202,8 +202,19 @@ def execute(
         NotFiniteError: where a loss becomes NaN.
         OSError: where the disk is full.
     """
-    settings = make_settings(preset, **overrides)
-    run = Run(Path(folder) if folder else default_folder(preset, **overrides), settings)
+    chosen = Path(folder) if folder else default_folder(preset, **overrides)
+    return _finish(_new_run(chosen, make_settings(preset, **overrides)), progress, checkpoint_seconds)
+
+
+def _new_run(folder: Path, settings: Settings) -> Run:
+    """A run with the path of a given teacher taken from its own folder, so that it is the same from everywhere."""
+    if settings.teacher is not None:
+        settings = replace(settings, teacher=Path(os.path.relpath(settings.teacher, folder)).as_posix())
+    return Run(folder, settings)
+
+
+def _finish(run: Run, progress: bool, checkpoint_seconds: float = 20.0) -> Run:
+    """What is left to do of a run."""
     _check_folder(run)
     if run.finished:
         return run
@@ -211,7 +222,7 @@ def execute(
     given = _given_teacher(run)
     _check_disk(run)
     with lock_folder(run.folder):
-        write_json(run.folder / "config.json", settings_to_json(settings))
+        write_json(run.folder / "config.json", settings_to_json(run.settings))
         models = _train(run, data, given, progress, checkpoint_seconds)
         evaluate(run, models, progress)
     return run
@@ -248,7 +259,7 @@ def sweep(
         Exception: as in :func:`execute`, from the first run that fails; what the others have finished is kept.
     """
     settings = {name: make_settings(preset, **{**shared, **job}) for name, job in jobs.items()}
-    runs = {name: Run(Path(folder) / name, chosen) for name, chosen in settings.items()}
+    runs = {name: _new_run(Path(folder) / name, chosen) for name, chosen in settings.items()}
     for run in runs.values():
         _check_folder(run)
     waiting = [run for run in runs.values() if not run.finished]
@@ -278,8 +289,7 @@ def _end_with_parent() -> None:
 
 
 def _execute_alone(run: Run) -> str:
-    execute(folder=run.folder, progress=False, **settings_to_json(run.settings))
-    return run.folder.name
+    return _finish(run, progress=False).folder.name
 
 
 def diagnose_run(run: Run) -> dict[str, list[Finding]]:
@@ -371,7 +381,7 @@ def _train(
     }
 
     if "teacher" not in models and given is not None:
-        history = Path(settings.teacher) / "training.safetensors"
+        history = run.folder / settings.teacher / "training.safetensors"
         if history.is_file():
             write_bytes(run.folder / "teacher" / history.name, history.read_bytes())
         given.save(run.folder / "teacher")
@@ -431,7 +441,7 @@ def _given_teacher(run: Run) -> Denoiser | None:
     settings = run.settings
     if settings.teacher is None or (run.folder / "teacher" / "config.json").is_file():
         return None
-    source = Path(settings.teacher)
+    source = Path(os.path.normpath(run.folder / settings.teacher))
     given = Denoiser.load(source, settings.device)
     if given.prediction != settings.prediction:
         raise SettingsError(
