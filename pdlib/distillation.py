@@ -339,6 +339,7 @@ def diagnose(
                 "from it. Use a schedule with α_1 = 0, such as pdlib.schedules.zero_terminal_snr makes.",
             )
         )
+    times = times[times > 0]  # at t = 0 there is nothing to learn, and the SNR has no value
     alpha, sigma = schedule.alpha_sigma(times)
     on_x = weight(weighting, schedule, times, steps)
     share = torch.maximum(_share(on_x), _share(on_x * sigma**2))

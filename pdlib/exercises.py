@@ -1172,7 +1172,10 @@ EXERCISES["07_ema_share"] = Exercise(
             lambda decay, updates: (1 - decay) * decay**updates,
             "that is as if the first weights had come in by an update; the average begins as them, with the share 1",
         ),
-        (lambda decay, updates: math.exp(-updates * (1 - decay)), "that is close for d near 1; exactly it is a power of d"),
+        (
+            lambda decay, updates: math.exp(-updates * (1 - decay)),
+            "that is close for d near 1; exactly it is a power of d",
+        ),
     ),
 )
 

@@ -523,6 +523,7 @@ ILL = [
     ((network("v", LinearSchedule()), 2, "truncated_snr", without_top(2)),
      {"wrong top time": 0.28, "terminal SNR": 0.0066}),
     ((network(), 1, "snr", without_top(1)), {"wrong top time": 1}),
+    ((network(), 4, "log_snr_density", torch.arange(4) / 4), {"wrong top time": 0.38, "dead steps": 0}),
     ((network("eps", FINITE), 4, "snr"), {"dead steps": 0, "unbounded targets": math.exp(10)}),
 ]  # fmt: skip
 
