@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CHAIN := $(sort $(wildcard notebooks/0*.ipynb notebooks/solutions/*.ipynb))
 # Those that train for long are tested on their smoke preset, by tests/test_notebooks.py.
-QUICK := $(sort $(wildcard notebooks/0[1-4]*.ipynb notebooks/solutions/*.ipynb))
+QUICK := $(sort $(wildcard notebooks/0[1-4]*.ipynb notebooks/explorer.ipynb notebooks/solutions/*.ipynb))
 
-.PHONY: report test lab notebooks bench format clean
+.PHONY: report test lab explore notebooks bench format clean
 .DEFAULT_GOAL := report
 
 report: .venv/installed
@@ -20,12 +20,17 @@ test: .venv/installed-all
 lab: .venv/installed-all
 	$(BIN)/jupyter lab notebooks
 
+# A page with the weighting explorer; the address is printed. PORT=… for another than 8866.
+PORT ?= 8866
+explore: .venv/installed-all
+	cd notebooks && ../$(BIN)/voila explorer.ipynb --port $(PORT)
+
 # Executes the notebooks again, stores their outputs, and prints the time of each. Runs that are there already are
 # only opened: `rm -r runs` for everything from nothing. Those that train are executed twice: the second time their runs
 # are there, and no progress bar is stored.
 notebooks: .venv/installed-all
 	$(BIN)/pdlib run
-	for notebook in notebooks/report.ipynb $(CHAIN); do \
+	for notebook in notebooks/report.ipynb notebooks/explorer.ipynb $(CHAIN); do \
 		start=$$(date +%s); \
 		$(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1; \
 		case $$notebook in notebooks/0[5-8]*) $(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1;; esac; \
@@ -35,6 +40,7 @@ notebooks: .venv/installed-all
 
 bench: .venv/installed-all
 	$(BIN)/python benchmarks/update_cost.py
+	$(BIN)/python benchmarks/explorer_latency.py
 
 format: .venv/installed-all
 	$(BIN)/ruff check --fix .
