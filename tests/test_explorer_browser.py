@@ -34,9 +34,7 @@ def open_page(browser, url, width=1024, height=900, permissions=()):
     page = browser.new_page(viewport={"width": width, "height": height}, permissions=list(permissions))
     page.set_default_timeout(20_000)
     page.answered = []
-    page.on(
-        "response", lambda r: None if r.url.startswith((url[:16], "data:", "blob:")) else page.answered.append(r.url)
-    )
+    page.on("response", lambda answer: page.answered.append(answer.url))
     page.goto(url)
     page.wait_for_selector("[data-panel=sensitivity] svg")
     return page
