@@ -153,7 +153,7 @@ def problems(state: ExplorerState) -> dict[str, str]:
         found["log_snr_min" if low is not None else "log_snr_max"] = (
             "only the cosine schedules take ends of λ: switch them off, or choose cosine"
         )
-    elif low is not None and high is not None and low >= high:
+    elif low is not None and high is not None and high - low < 0.1:
         found["log_snr_min"] = f"λ_min = {low:g} is not below λ_max = {high:g}: lower the one or raise the other"
     if not found and state.prediction == "eps" and _last_alpha(state) == 0:
         found["prediction"] = (

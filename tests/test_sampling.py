@@ -106,8 +106,10 @@ def test_ddim_converges_to_the_exact_probability_flow_with_order_1(name):
     denoiser = GaussianDenoiser(MEAN, COVARIANCE, ALL[name])
     z = noise(50, 2)
     exact = denoiser.flow(z, torch.ones(50), torch.zeros(50))
+    # Stable Diffusion's first beta is large: only a grid finer than its T = 1000 resolves that jump.
+    first = 1000 if "scaled_linear" in name else 50
     errors = []
-    for steps in (50, 100, 200):
+    for steps in (first, 2 * first, 4 * first):
         *_, found = sample(denoiser, steps, z)
         errors.append((found - exact).abs().max().item())
     orders = [math.log2(errors[0] / errors[1]), math.log2(errors[1] / errors[2])]
