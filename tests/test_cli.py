@@ -173,7 +173,7 @@ def test_a_healthy_run_is_called_so(smoke, capsys):
     ("settings", "said"),
     [
         ({"skip_top": True}, "student-2: wrong top time: the highest time in training is t = 0.5, where α = 0.71"),
-        ({"weighting": "snr"}, "student-2: dead steps: 1 of 2 steps get less than 1 % of their fair share"),
+        ({"weighting": "snr"}, "student-2: dead steps: of 2 steps 1 gets less than 1 % of the fair share"),
     ],
 )
 def test_an_ill_student_is_named_with_the_figure_that_gives_it_away(settings, said, tmp_path, capsys):
