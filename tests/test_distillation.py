@@ -540,5 +540,5 @@ def test_the_diagnosis_says_which_steps_are_dead():
     (finding,) = diagnose(network(), 4, "snr")
     assert "of 4 steps 1 gets less than 1 % of the fair share of the loss: t = 1." in str(finding)
     (finding,) = diagnose(network(), 2, "log_snr_density")
-    assert "2 of 2 steps" in str(finding)
+    assert "of 2 steps 2 get less" in str(finding)
     assert "t = 1, 0.5." in str(finding)
