@@ -25,6 +25,9 @@ PORT ?= 8866
 explore: .venv/installed-all
 	cd notebooks && ../$(BIN)/voila explorer.ipynb --port $(PORT)
 
+# What differs from one execution to the next without any cell or output being another.
+UNSTABLE := metadata.papermill metadata.language_info.version cell.metadata.papermill cell.metadata.execution
+
 # Executes the notebooks again, stores their outputs, and prints the time of each. Runs that are there already are
 # only opened: `rm -r runs` for everything from nothing. Those that train are executed twice: the second time their runs
 # are there, and no progress bar is stored.
@@ -36,6 +39,7 @@ notebooks: .venv/installed-all
 		case $$notebook in notebooks/0[5-8]*) $(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1;; esac; \
 		echo "$$notebook: $$(($$(date +%s) - start)) s"; \
 	done
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(UNSTABLE)" notebooks/report.ipynb notebooks/explorer.ipynb $(CHAIN)
 	cp runs/default/report.png notebooks/report.png
 
 bench: .venv/installed-all

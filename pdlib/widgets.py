@@ -473,6 +473,9 @@ class WeightingExplorer(anywidget.AnyWidget):
         if content == "picture":
             self.send({"picture": self.picture()})
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.state})"
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The widget, and its picture for where no widgets are shown."""
         bundle = super()._repr_mimebundle_(**kwargs)
