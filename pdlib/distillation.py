@@ -350,9 +350,9 @@ def diagnose(
             Finding(
                 "dead steps",
                 share.min().item(),
-                f"of {steps} steps {len(dead)} {'gets' if len(dead) == 1 else 'get'} less than 1 % of the fair share of "
-                f"the loss: t = {shown}. There a student stays as its teacher left it. Use truncated_snr, snr_plus_one "
-                "or constant, or clip the weights.",
+                f"of {steps} steps {len(dead)} {'gets' if len(dead) == 1 else 'get'} less than 1 % of the fair share "
+                f"of the loss: t = {shown}. There a student stays as its teacher left it. Use truncated_snr, "
+                "snr_plus_one or constant, or clip the weights.",
             )
         )
     amplification = (sigma / alpha).max().item() if len(times) else 0.0
