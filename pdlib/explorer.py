@@ -20,11 +20,14 @@ from pdlib.weightings import WEIGHTINGS, Clipped, clipped, weight
 
 __all__ = [
     "CHOICES",
+    "LABELS",
     "PRESETS",
     "RANGES",
     "ExplorerState",
     "Figures",
+    "KnobError",
     "compute",
+    "from_dict",
     "from_query",
     "problems",
     "python_lines",
@@ -48,13 +51,30 @@ CHOICES: dict[str, dict[str, str]] = {
         "snr": "SNR (the ε loss)",
         "truncated_snr": "truncated SNR",
         "snr_plus_one": "SNR + 1 (the v loss)",
-        "log_snr_density": "log-SNR density × T steps",
-        "log_snr_density_of_steps": "log-SNR density, N steps",
+        "log_snr_density": "log-SNR density, as on T steps",
+        "log_snr_density_of_steps": "log-SNR density, as on N steps",
     },
     "axis": {"t": "time t", "log_snr": "log-SNR λ", "density": "log-SNR λ, as a density w · p"},
     "scale": {"log": "logarithmic", "linear": "linear"},
 }
 """The values of each knob that offers a choice, and what they are called on the screen."""
+
+LABELS = {
+    "N": "steps N",
+    "weighting": "weighting",
+    "clip_min": "clip minimum",
+    "clip_max": "clip maximum",
+    "schedule": "schedule",
+    "zero_terminal": "rescale to zero terminal SNR",
+    "log_snr_min": "λ_min (at t = 1)",
+    "log_snr_max": "λ_max (at t = 0)",
+    "prediction": "network predicts",
+    "T": "T, steps of the curve and of the discrete schedules",
+    "threshold": "dead below this part of the fair share",
+    "axis": "axis",
+    "scale": "heights of panels 2, 4 and 5",
+}
+"""What the knobs are called on the screen, in their order there."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "log_snr_min": (-30, 30),
@@ -128,37 +148,41 @@ def _schedule(name: str, zero_terminal: bool, low: float | None, high: float | N
 
 
 def problems(state: ExplorerState) -> dict[str, str]:
-    """What is wrong with a state: the knob to turn -> one line that says why. Empty if all is well."""
-    found = {}
+    """What is wrong with a state: each knob that could mend it -> one line that says why. Empty if all is well."""
+    found: dict[str, str] = {}
+
+    def wrong(line: str, *knobs: str) -> None:
+        for knob in knobs:
+            found.setdefault(knob, line)
+
     for name, options in CHOICES.items():
         if getattr(state, name) not in options:
-            found[name] = f"{name} = {getattr(state, name)!r} is unknown: choose one of {', '.join(options)}"
+            wrong(f"{LABELS[name]}: {getattr(state, name)!r} is unknown; choose one of {', '.join(options)}", name)
     for name, (low, high) in RANGES.items():
         value = getattr(state, name)
         if value is not None and not low <= value <= high:
-            found[name] = f"{name} = {value:g} is out of range: choose from {low:g} to {high:g}"
+            wrong(f"{LABELS[name]}: {value:g} is out of range; choose from {low:g} to {high:g}", name)
     if found:
         return found
     if state.N & (state.N - 1):
-        found["N"] = f"N = {state.N} is no power of 2: choose 1, 2, 4, …, 1024"
+        wrong(f"N = {state.N} is no power of 2: choose 1, 2, 4, …, 1024", "N")
     if state.T < state.N:
-        found["T"] = f"T = {state.T} is below N = {state.N}: raise T or lower N"
+        wrong(f"T = {state.T} is below N = {state.N}: raise T or lower N", "N", "T")
     if state.schedule.startswith("discrete") and state.T <= 20:
-        found["T"] = f"with T = {state.T} the last β of this schedule is 1 or more: raise T above 20"
+        wrong(f"with T = {state.T} the last β of this schedule is 1 or more: raise T above 20", "T", "schedule")
     if state.clip_min is not None and state.clip_max is not None and state.clip_min > state.clip_max:
         clips = f"clip minimum {state.clip_min:g} is above clip maximum {state.clip_max:g}"
-        found["clip_min"] = f"{clips}: lower the one or raise the other"
+        wrong(f"{clips}: lower the one or raise the other", "clip_min", "clip_max")
     low, high = state.log_snr_min, state.log_snr_max
-    if (low, high) != (None, None) and state.schedule not in ("cosine", "cosine_offset"):
-        found["log_snr_min" if low is not None else "log_snr_max"] = (
-            "only the cosine schedules take ends of λ: switch them off, or choose cosine"
-        )
+    ends = [name for name in ("log_snr_min", "log_snr_max") if getattr(state, name) is not None]
+    if ends and state.schedule not in ("cosine", "cosine_offset"):
+        wrong("only the cosine schedules take ends of λ: switch them off, or choose cosine", *ends, "schedule")
     elif low is not None and high is not None and high - low < 0.1:
-        found["log_snr_min"] = f"λ_min = {low:g} is not below λ_max = {high:g}: lower the one or raise the other"
+        line = f"λ_min = {low:g} is not below λ_max = {high:g} by 0.1 or more: lower the one or raise the other"
+        wrong(line, "log_snr_min", "log_snr_max")
     if not found and state.prediction == "eps" and _last_alpha(state) == 0:
-        found["prediction"] = (
-            "x̂ = (z − σ ε̂)/α divides by α = 0 at t = 1: choose v, x or both, set λ_min, or switch zero terminal SNR off"
-        )
+        line = "x̂ = (z − σ ε̂)/α divides by α = 0 at t = 1: choose v, x or both, set λ_min, or take a schedule as it is"
+        wrong(line, "prediction")
     return found
 
 
@@ -209,7 +233,7 @@ def compute(state: ExplorerState) -> Figures:
     """
     wrong = problems(state)
     if wrong:
-        raise ValueError("; ".join(wrong.values()))
+        raise ValueError("; ".join(dict.fromkeys(wrong.values())))
     schedule, steps = state.noise_schedule, state.weighting_steps
     t, step_t = grid(state.T), grid(state.N)
     alpha, sigma = schedule.alpha_sigma(t)
@@ -276,8 +300,9 @@ def _share_sentence(f: Figures) -> str:
         return f"at N = {N}, the loss is always 0: no step gets any weight"
     if dead == 0:
         lowest = int(f.share.argmin())
-        part = f"{f.share[lowest] * 100:.1f} %"
-        return f"at N = {N}, no step is dead: the smallest share is {part} of the weight, at {_time(f, lowest)}"
+        part = f.share[lowest].item()
+        size = f"{part:.2%} of the weight, {_number(part * N)} times the fair share".replace("%", " %")
+        return f"at N = {N}, no step is dead: the smallest share is {size}, at {_time(f, lowest)}"
     times = [f"{f.step_t[i]:.{_decimals(N)}f}" for i in f.dead.nonzero().flatten().tolist()]
     shown = ", ".join(times if len(times) <= 4 else [*times[:2], "…", times[-1]])
     part = f"{f.share[f.dead].sum() * 100:.1f} %"
@@ -295,14 +320,15 @@ def _amplification_sentence(f: Figures) -> str:
         said = f"an ε error is magnified most at {_time(f, worst)}: {_number(size)} times"
     if f.state.prediction == "eps":
         return said
-    name = {"x": "x", "v": "v", "both": "x and ε together"}[f.state.prediction]
-    return f"{said}; one of {name} at most {_number(f.own_amplification.max().item())} times"
+    name = {"x": "an error in x", "v": "an error in v", "both": "errors in x and ε of one size"}[f.state.prediction]
+    return f"{said}; {name} at most {_number(f.own_amplification.max().item())} times"
 
 
 def _sensitivity_sentence(f: Figures) -> str:
     worst = int(f.sensitivity.argmax())
     size = _number(f.sensitivity[worst].item())
-    return f"an error in z at t″ is magnified most in x̃ at {_time(f, worst)}: {size} times"
+    most = f"is magnified most at {_time(f, worst)}: {size} times"
+    return f"an error where the teacher's two steps end, at t″ = t − 1/N, {most}"
 
 
 def _decimals(N: int) -> int:
@@ -322,6 +348,14 @@ def _number(value: float) -> str:
 
 
 # Links.
+
+
+class KnobError(ValueError):
+    """A knob was given something that is no value of its kind; ``knob`` is its name, "" for an unknown one."""
+
+    def __init__(self, knob: str, line: str):
+        super().__init__(line)
+        self.knob = knob
 
 
 def to_query(state: ExplorerState) -> str:
@@ -349,13 +383,13 @@ def from_dict(values: dict[str, object]) -> ExplorerState:
     """A state from plain values, or their text, by knob; those left out have their defaults.
 
     Raises:
-        ValueError: for an unknown knob, or a value of the wrong kind.
+        KnobError: for an unknown knob, or a value of the wrong kind.
     """
     kinds = {f.name: f.type for f in fields(ExplorerState)}
     chosen = {}
     for name, value in values.items():
         if name not in kinds:
-            raise ValueError(f"there is no knob {name[:40]!r}; the knobs are {', '.join(kinds)}")
+            raise KnobError("", f"there is no knob {name[:40]!r}")
         text = str(value)[:40]
         try:
             if kinds[name] == "str":
@@ -371,49 +405,59 @@ def from_dict(values: dict[str, object]) -> ExplorerState:
                 chosen[name] = int(number) if kinds[name] == "int" else number
         except (KeyError, ValueError):
             expected = {"bool": "true or false", "int": "a whole number"}.get(kinds[name], "a number")
-            raise ValueError(f"{name} = {text!r} is not {expected}") from None
+            given = f"{text!r} is not {expected}" if text else f"nothing is given; it needs {expected}"
+            raise KnobError(name, f"{LABELS[name]}: {given}") from None
     return ExplorerState(**chosen)
 
 
 def _plain(value: object) -> str:
-    return (
-        f"{value:.12g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None:
+        return "off"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 # Lines to train with what is on the screen.
 
 
 def python_lines(state: ExplorerState) -> str:
-    """Python that trains a network with this schedule, prediction and weighting at the N times of the grid.
-
-    For the log-SNR density × T it says why there is none.
-    """
-    if state.weighting == "log_snr_density":
-        return f"# {_NO_TRAINING}"
-    schedule, maker = _schedule_code(state)
-    weighting, weighting_maker = _weighting_code(state)
-    imports = [
-        "from functools import partial",
+    """Python that trains a network with this schedule, prediction and weighting at the N times of the grid."""
+    schedule, schedule_names = _schedule_code(state)
+    weighting, weighting_import = _weighting_code(state)
+    if state.weighting == "log_snr_density":  # denoising_loss would take the density of the N steps
+        training_names = ["TrainingSettings", "diffuse", "fit", "random_grid_times", "weighted_loss"]
+        loss = [
+            "def loss(denoiser, x, generator):",
+            f"    t = random_grid_times(len(x), {state.N}, generator)",
+            "    z, _ = diffuse(x, t, denoiser, generator)",
+            f"    return weighted_loss(denoiser(z, t), x, denoiser, t, {weighting}, {state.T})",
+            "",
+        ]
+    else:
+        training_names = ["TrainingSettings", "denoising_loss", "fit"]
+        loss = [f"loss = partial(denoising_loss, weighting={weighting}, steps={state.N})"]
+    network = f"UNet(1, {output_channels(state.prediction, 1)})"
+    lines = [
+        *(["from functools import partial"] if len(loss) == 1 else []),
         "from pdlib.data import load_data",
         "from pdlib.denoiser import Denoiser",
-        f"from pdlib.schedules import {', '.join(sorted(maker, key=str.swapcase))}",
-        "from pdlib.training import TrainingSettings, denoising_loss, fit",
+        f"from pdlib.schedules import {', '.join(sorted(schedule_names, key=str.swapcase))}",
+        f"from pdlib.training import {', '.join(training_names)}",
         "from pdlib.unet import UNet",
-        *weighting_maker,
-    ]
-    body = [
-        f'denoiser = Denoiser(UNet(1, {output_channels(state.prediction, 1)}), "{state.prediction}", {schedule})',
-        f"loss = partial(denoising_loss, weighting={weighting}, steps={state.N})",
+        *weighting_import,
+        "",
+        *loss,
+        f'denoiser = Denoiser({network}, "{state.prediction}", {schedule})',
         'trained = fit(denoiser, loss, load_data("digits").x, TrainingSettings(updates=3000), seed=0)',
     ]
-    return "\n".join([*imports, "", *body])
+    return "\n".join(lines)
 
 
 def run_line(state: ExplorerState) -> str:
     """The command that runs a chain down to N steps with these settings, or a comment on why no run has them."""
     if state.weighting == "log_snr_density":
-        return f"# {_NO_TRAINING}"
+        return "# no run: a run weights its N steps with the density as on N steps, not on T; use the Python lines"
     if state.schedule == "notes_cosine":
         return "# no run: ᾱ = f(i) is only the notes' drawing; choose cosine with offset"
     if state.schedule.startswith("discrete") and state.T != 1000:
@@ -437,12 +481,6 @@ def run_line(state: ExplorerState) -> str:
     }
     chosen = [f"--set {key}={_plain(value)}" for key, value in settings.items() if value is not None]
     return " ".join(["pdlib run", *chosen])
-
-
-_NO_TRAINING = (
-    "no training: on N steps a loss uses the log-SNR density of these N steps, "
-    "not of T; choose that weighting to see it"
-)
 
 
 def _schedule_code(state: ExplorerState) -> tuple[str, set[str]]:
@@ -497,6 +535,8 @@ PRESETS: dict[str, dict[str, ExplorerState]] = {
         "4 steps, clipped at 1": replace(_NOTES, clip_min=1.0, scale="log"),
     },
     "Notebook 04": {
+        "SNR": ExplorerState(weighting="snr", N=4),
+        "truncated SNR": ExplorerState(weighting="truncated_snr", N=4),
         "density over t": ExplorerState(weighting="log_snr_density", scale="linear"),
         "density over λ": ExplorerState(weighting="log_snr_density", scale="linear", axis="log_snr"),
         "SNR clipped at 1": ExplorerState(weighting="snr", N=4, clip_min=1.0),
@@ -516,4 +556,5 @@ PRESETS: dict[str, dict[str, ExplorerState]] = {
         "ε, SNR, λ = ±20": replace(_PAPER, prediction="eps", weighting="snr", log_snr_min=-20.0, log_snr_max=20.0),
     },
 }
-"""Group -> label -> state: each picture of notebook 04, and each setting of the paper's section 4."""
+"""Group -> label -> state: each picture of a weighting in notebook 04 (a curve at a time, and not its gradient
+noise), and each setting of the paper's section 4."""

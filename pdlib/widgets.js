@@ -37,37 +37,38 @@ function makeKnob(knob, id, changed) {
     const field = element("input", { id, type: "number", min: knob.min, max: knob.max, step: knob.step, oninput: changed });
     root.append(label, field);
     made.input = field;
-    made.read = () => (field.value === "" ? "nothing" : Number(field.value));
+    made.read = () => (field.value === "" ? "" : Number(field.value));
     made.write = (value) => (field.value = value);
   } else {
     const logarithmic = knob.kind.endsWith("log");
-    const to = knob.kind === "power" ? (p) => 2 ** p : logarithmic ? (p) => 10 ** p : (p) => p;
+    const to = knob.kind === "power" ? (p) => 2 ** p : logarithmic ? (p) => Number((10 ** p).toPrecision(2)) : (p) => p;
     const from = knob.kind === "power" ? Math.log2 : logarithmic ? Math.log10 : (value) => value;
+    let value = knob.start; // the slider's stops are coarser than what a link may set
     const output = element("output", { htmlFor: id });
-    const moved = () => {
-      const text = slider.disabled ? "off" : shown(to(Number(slider.value)));
+    const show = () => {
+      slider.value = from(value);
+      const text = slider.disabled ? "off" : shown(value);
       output.textContent = text;
       slider.setAttribute("aria-valuetext", text);
     };
     const slider = element("input", { id, type: "range", min: from(knob.min), max: from(knob.max), step: knob.step });
-    slider.oninput = () => (moved(), changed());
-    slider.value = from(knob.start);
+    slider.oninput = () => ((value = to(Number(slider.value))), show(), changed());
     const head = element("span", { className: "line" }, label, output);
     if (knob.kind.startsWith("optional")) {
       const box = element("input", { type: "checkbox" });
       box.setAttribute("aria-label", `use ${knob.label}`);
-      box.onchange = () => ((slider.disabled = !box.checked), moved(), changed());
+      box.onchange = () => ((slider.disabled = !box.checked), show(), changed());
       head.prepend(box);
-      made.read = () => (box.checked ? to(Number(slider.value)) : null);
-      made.write = (value) => {
-        box.checked = value !== null;
-        slider.disabled = value === null;
-        if (value !== null) slider.value = from(value);
-        moved();
+      made.read = () => (box.checked ? value : null);
+      made.write = (given) => {
+        box.checked = given !== null;
+        slider.disabled = given === null;
+        value = given ?? value;
+        show();
       };
     } else {
-      made.read = () => to(Number(slider.value));
-      made.write = (value) => ((slider.value = from(value)), moved());
+      made.read = () => value;
+      made.write = (given) => ((value = given), show());
     }
     root.append(head, slider);
     made.input = slider;
@@ -77,15 +78,16 @@ function makeKnob(knob, id, changed) {
   return made;
 }
 
-async function copy(text, button) {
-  const before = button.textContent;
+async function copy(text, button, otherwise) {
+  const label = (button.dataset.label ??= button.textContent);
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
   } catch {
-    button.textContent = "Not allowed here: select the text below";
+    button.textContent = "Not allowed here: copy it below";
+    otherwise();
   }
-  setTimeout(() => (button.textContent = before), 1500);
+  setTimeout(() => (button.textContent = label), 1500);
 }
 
 function download(href, name) {
@@ -116,7 +118,10 @@ function render({ model, el }) {
     model.set("controls", values);
     model.save_changes();
   };
-  const readAll = () => Object.fromEntries([...knobs].map(([name, knob]) => [name, knob.read()]));
+  const readAll = () => ({
+    ...model.get("controls"),
+    ...Object.fromEntries([...knobs].map(([name, knob]) => [name, knob.read()])),
+  });
   const writeAll = (values) => knobs.forEach((knob, name) => knob.write(values[name]));
   const knobColumn = element("div", { className: "knobs" });
   for (const knob of model.get("knobs")) {
@@ -138,7 +143,9 @@ function render({ model, el }) {
     }
     presets.append(element("div", { className: "group" }, element("span", { textContent: group }), buttons));
   }
-  presets.open = matchMedia("(min-width: 600px)").matches;
+  presets.hidden = model.get("presets").length === 0;
+  const wide = matchMedia("(min-width: 600px)").matches;
+  presets.open = wide;
 
   const panels = element("div", { className: "panels" });
   const figures = new Map();
@@ -151,6 +158,11 @@ function render({ model, el }) {
     figures.set(name, { drawing, caption, svg: "" });
     panels.append(figure);
   }
+  if (!wide) {
+    panels.tabIndex = 0; // a strip that scrolls sideways
+    panels.setAttribute("role", "group");
+    panels.setAttribute("aria-label", `${figures.size} panels, side by side`);
+  }
 
   const notice = element("p", { className: "notice" });
   notice.setAttribute("role", "status");
@@ -161,7 +173,9 @@ function render({ model, el }) {
   const link = () => {
     const query = model.get("lines").query;
     if (!model.get("on_page")) return `WeightingExplorer.from_link("${query}")`;
-    return `${location.origin}${location.pathname}${query ? "?" + query : ""}`;
+    const theme = new URLSearchParams(location.search).get("theme"); // Voilà's own
+    const parts = [query, theme && `theme=${encodeURIComponent(theme)}`].filter(Boolean);
+    return `${location.origin}${location.pathname}${parts.length ? "?" + parts.join("&") : ""}`;
   };
   let wanted = null; // the kind of file that was asked for
   const save = (kind) => ((wanted = kind), model.send("picture"));
@@ -187,10 +201,11 @@ function render({ model, el }) {
     ),
     button("Save picture (SVG)", () => save("svg")),
     button("Save picture (PNG)", () => save("png")),
-    button("Copy settings", (made) => copy(settings(), made)),
-    button("Copy link", (made) => copy(link(), made)),
+    button("Copy settings", (made) => copy(settings(), made, openLines)),
+    button("Copy link", (made) => copy(link(), made, openLines)),
   );
-  const code = element("details", { className: "code" }, element("summary", { textContent: "Settings as code" }), lines);
+  const code = element("details", {}, element("summary", { textContent: "Settings of the picture as code" }), lines);
+  const openLines = () => ((code.open = true), lines.focus());
 
   root.append(notice, presets, element("div", { className: "body" }, knobColumn, panels), actions, code);
 
@@ -201,7 +216,7 @@ function render({ model, el }) {
       if (figure.svg !== svgs[name]) figure.drawing.innerHTML = figure.svg = svgs[name];
       if (figure.caption.textContent !== said[name]) figure.caption.textContent = said[name];
     }
-    lines.textContent = settings();
+    lines.textContent = `${settings()}\n\n# link\n# ${link()}`;
   };
   const complain = () => {
     const problems = model.get("problems");
@@ -209,8 +224,14 @@ function render({ model, el }) {
       knob.problem.textContent = problems[name] ?? "";
       knob.input.setAttribute("aria-invalid", String(name in problems));
     });
-    notice.textContent = problems[""] ?? model.get("notice");
+    const elsewhere = Object.keys(problems).filter((name) => !knobs.has(name));
+    notice.textContent = elsewhere.map((name) => problems[name]).join("; ") || model.get("notice");
   };
+  // Another view of the explorer, or Python, may have turned the knobs; what is turned here is right already.
+  model.on("change:controls", () => {
+    if (!knobColumn.contains(document.activeElement)) writeAll(model.get("controls"));
+  });
+  model.on("change:compare", () => (compare.checked = model.get("compare")));
   model.on("change:panels change:said change:lines", draw);
   model.on("change:problems change:notice", complain);
   draw();

@@ -1,16 +1,19 @@
 """The weighting explorer's face: the panels as SVG, and the widget that shows them and turns the knobs.
 
 The picture is drawn here, as text, and the browser only puts it in its place. So what a test reads, what
-is saved and what is on the screen are one thing, and every formula stays in Python.
+is saved and what is on the screen are one thing, and every formula stays in Python. The other way that was
+tried, one matplotlib figure sent as a PNG, takes about twice as long: benchmarks/explorer_latency.json.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import anywidget
 import numpy as np
@@ -20,10 +23,12 @@ from torch import Tensor
 
 from pdlib.explorer import (
     CHOICES,
+    LABELS,
     PRESETS,
     RANGES,
     ExplorerState,
     Figures,
+    KnobError,
     compute,
     from_dict,
     from_query,
@@ -35,9 +40,11 @@ from pdlib.explorer import (
 )
 from pdlib.plots import COLORS, GREEN
 
-__all__ = ["WeightingExplorer", "draw", "picture"]
+__all__ = ["PANELS", "WeightingExplorer", "draw", "picture"]
 
 HERE = Path(__file__).parent
+PANELS = ("schedule", "weight", "share", "amplification", "sensitivity")
+"""What can be shown, in this order."""
 
 # One panel is drawn on so many units; on the narrowest screen a unit is a pixel.
 WIDTH, HEIGHT = 380, 236
@@ -107,8 +114,9 @@ class _Panel:
         return BOTTOM - (np.clip(height, low, high) - low) / (high - low) * (BOTTOM - TOP)
 
     def curve(self, x: Tensor, y: Tensor, kind: str, label: str = "") -> None:
-        """A line through the points that lie on the axis; t = 1 may be at λ = −∞."""
-        shown = (x >= self.xlim[0]) & (x <= self.xlim[1])
+        """A line through those points that the axes show; t = 1 may be at λ = −∞."""
+        height = y.log10() if self.log else y
+        shown = (x >= self.xlim[0]) & (x <= self.xlim[1]) & (height >= self.ylim[0]) & (height <= self.ylim[1])
         x, y = x[shown], y[shown]
         every = max(1, len(x) // 500)  # finer than the screen
         points = zip(self.x(x)[::-1][::every], self.y(y)[::-1][::every], strict=True)
@@ -130,14 +138,18 @@ class _Panel:
         self._path("".join(f"M{a:.1f},{BOTTOM}V{h:.1f}H{b:.1f}V{BOTTOM}Z" for a, b, h in top), kind, label)
 
     def dots(self, x: Tensor, y: Tensor, kind: str) -> None:
-        """Dots where there is room for them; what is infinite has an arrow upwards at the edge instead."""
+        """Dots where there is room for them; an arrow beyond the edge for what is infinite, or 0 on a log axis."""
         if len(x) > 64:
             return
-        at, height = self.x(x), self.y(y)
-        places = list(zip(at, height, y.isinf().tolist(), strict=True))
-        circles = [f"M{a - 3:.1f},{b:.1f}a3,3 0 1,0 6,0a3,3 0 1,0 -6,0" for a, b, infinite in places if not infinite]
-        arrows = [f"M{a - 6:.1f},{b + 3:.1f}l6,-11l6,11Z" for a, b, infinite in places if infinite]
-        self._path("".join(circles + arrows), kind)
+        parts = []
+        for a, b, value in zip(self.x(x), self.y(y), y.tolist(), strict=True):
+            if np.isinf(value):
+                parts.append(f"M{a - 6:.1f},{b + 3:.1f}l6,-11l6,11Z")
+            elif self.log and value == 0:
+                parts.append(f"M{a - 6:.1f},{b - 3:.1f}l6,11l6,-11Z")
+            else:
+                parts.append(f"M{a - 3:.1f},{b:.1f}a3,3 0 1,0 6,0a3,3 0 1,0 -6,0")
+        self._path("".join(parts), kind)
 
     def crosses(self, x: np.ndarray, y: float, kind: str) -> None:
         arms = "".join(f"M{a - 4:.1f},{y - 4:.1f}l8,8m0,-8l-8,8" for a in x)
@@ -262,8 +274,7 @@ def _draw_weight(f: Figures, frozen: Figures | None) -> _Panel:
     panel.curve(_x(f, axis), plain, "pd-plain", "w, not clipped" if clip else "w")
     if clip:
         panel.curve(_x(f, axis), w, "pd-used pd-dashed", "clipped")
-    if not dense:
-        panel.stairs(_edges(f, axis), step_w, "pd-used pd-thin", f"the {f.state.N} steps")
+    panel.stairs(_edges(f, axis), step_w, "pd-used pd-thin", f"the {f.state.N} steps")
     panel.dots(_step_x(f, axis), step_w, "pd-dot")
     return panel
 
@@ -312,8 +323,13 @@ def _draw_sensitivity(f: Figures, frozen: Figures | None) -> _Panel:
     return panel
 
 
-def picture(state: ExplorerState, frozen: Figures | None = None) -> str:
-    """All panels with their sentences as one SVG on white, which needs no style sheet from outside.
+def picture(state: ExplorerState, frozen: Figures | None = None, names: Sequence[str] = PANELS) -> str:
+    """Panels with their sentences as one SVG on white, which needs no style sheet from outside.
+
+    Args:
+        state: the knobs.
+        frozen: other figures, whose curves are drawn in grey.
+        names: which of :data:`PANELS`.
 
     Raises:
         ValueError: for a state that :func:`pdlib.explorer.problems` finds fault with.
@@ -321,8 +337,9 @@ def picture(state: ExplorerState, frozen: Figures | None = None) -> str:
     figures = compute(state)
     said, panels = sentences(figures), draw(figures, frozen)
     row, parts = HEIGHT + 44, []
-    for k, (name, svg) in enumerate(panels.items()):
-        x, y = 10 + k % 2 * (WIDTH + 30), 10 + k // 2 * row
+    places = [(10 + k % 2 * (WIDTH + 30), 10 + k // 2 * row) for k in range(len(names) + 1)]
+    for name, (x, y) in zip(names, places, strict=False):
+        svg = panels[name]
         parts.append(svg.replace("<svg ", f'<svg x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" ', 1))
         words, lines = said[name].split(), [""]
         for word in words:
@@ -330,14 +347,12 @@ def picture(state: ExplorerState, frozen: Figures | None = None) -> str:
                 lines.append("")
             lines[-1] += f"{word} "
         parts += [_text(x + 6, y + HEIGHT + 12 + 14 * n, line, "pd-ink", "start", 11) for n, line in enumerate(lines)]
-    settings = to_query(state) or "all knobs at their defaults"
-    x = WIDTH + 46
-    parts.append(_text(x, 2 * row + 30, "pdlib weighting explorer", "pd-ink", "start", 13, bold=True))
-    parts += [
-        _text(x, 2 * row + 52 + 15 * n, part, "pd-soft", "start", 11) for n, part in enumerate(settings.split("&"))
-    ]
+    settings = (to_query(state) or "all knobs at their defaults").split("&")
+    x, y = places[-1]
+    parts.append(_text(x + 6, y + 20, "pdlib weighting explorer", "pd-ink", "start", 13, bold=True))
+    parts += [_text(x + 6, y + 42 + 15 * n, part, "pd-soft", "start", 11) for n, part in enumerate(settings)]
     style = re.sub(r"var\(--[\w-]+, (#\w+)\)", r"\1", STYLE)
-    width, height = 2 * WIDTH + 50, 3 * row + 20
+    width, height = 2 * WIDTH + 50, y + max(42 + 15 * len(settings), row if len(names) % 2 else 0)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         f'font-family="system-ui, sans-serif"><style>{style}</style><rect width="100%" height="100%" fill="#ffffff"/>'
@@ -350,38 +365,27 @@ def picture(state: ExplorerState, frozen: Figures | None = None) -> str:
 
 def _knobs() -> list[dict[str, Any]]:
     """What the browser needs to know to build the controls, in their order."""
-
-    def choice(name: str, label: str) -> dict[str, Any]:
-        return {"name": name, "label": label, "kind": "choice", "options": list(CHOICES[name].items())}
-
-    def slider(name: str, label: str, kind: str, start: float, step: float, help: str = "") -> dict[str, Any]:
-        low, high = RANGES[name]
-        return {
-            "name": name,
-            "label": label,
-            "kind": kind,
-            "min": low,
-            "max": high,
-            "start": start,
-            "step": step,
-            "help": help,
-        }
-
-    return [
-        slider("N", "steps N", "power", 16, 1),
-        choice("weighting", "weighting"),
-        slider("clip_min", "clip minimum", "optional log", 1, 0.05),
-        slider("clip_max", "clip maximum", "optional log", 5, 0.05),
-        choice("schedule", "schedule"),
-        {"name": "zero_terminal", "label": "rescale to zero terminal SNR", "kind": "switch"},
-        slider("log_snr_min", "λ_min (at t = 1)", "optional", -20, 0.5),
-        slider("log_snr_max", "λ_max (at t = 0)", "optional", 20, 0.5),
-        choice("prediction", "network predicts"),
-        slider("T", "T, steps of the fine grid", "number", 1000, 1),
-        slider("threshold", "dead below this part of the fair share", "log", 0.01, 0.05),
-        choice("axis", "axis"),
-        choice("scale", "heights"),
-    ]
+    kinds = {  # and for a slider where it stands when it is switched on, and its stops (of the exponent, if it has one)
+        "N": ("power", 16, 1),
+        "clip_min": ("optional log", 1, 0.05),
+        "clip_max": ("optional log", 5, 0.05),
+        "zero_terminal": ("switch", 0, 0),
+        "log_snr_min": ("optional", -20, 0.5),
+        "log_snr_max": ("optional", 20, 0.5),
+        "T": ("number", 1000, 1),
+        "threshold": ("log", 0.01, 0.05),
+    }
+    knobs = []
+    for name, label in LABELS.items():
+        knob: dict[str, Any] = {"name": name, "label": label}
+        if name in CHOICES:
+            knob |= {"kind": "choice", "options": list(CHOICES[name].items())}
+        else:
+            low, high = RANGES.get(name, (0, 1))
+            kind, start, step = kinds[name]
+            knob |= {"kind": kind, "min": low, "max": high, "start": start, "step": step}
+        knobs.append(knob)
+    return knobs
 
 
 def _as_dict(state: ExplorerState) -> dict[str, Any]:
@@ -394,9 +398,12 @@ class WeightingExplorer(anywidget.AnyWidget):
     Args:
         state: where the knobs stand at first.
         notice: a sentence to show above the panels.
+        knobs: names of the knobs to show, fields of :class:`~pdlib.explorer.ExplorerState`; all of them, and the
+            presets, if not given.
+        panels: which of :data:`PANELS` to show; all if not given.
 
     Raises:
-        ValueError: for a state that :func:`pdlib.explorer.problems` finds fault with.
+        ValueError: for a state that :func:`pdlib.explorer.problems` finds fault with, or an unknown knob or panel.
     """
 
     _esm = HERE / "widgets.js"
@@ -417,9 +424,23 @@ class WeightingExplorer(anywidget.AnyWidget):
     said = traitlets.Dict().tag(sync=True)
     lines = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, state: ExplorerState | None = None, notice: str = "", **kwargs: Any):
+    def __init__(
+        self,
+        state: ExplorerState | None = None,
+        notice: str = "",
+        knobs: Sequence[str] | None = None,
+        panels: Sequence[str] = PANELS,
+        **kwargs: Any,
+    ):
         state = state or ExplorerState()
-        self._figures, self._frozen = compute(state), None
+        unknown = [name for name in knobs or () if name not in _as_dict(state)]
+        unknown += [name for name in panels if name not in PANELS]
+        if unknown:
+            known = f"the knobs are {', '.join(_as_dict(state))}; the panels are {', '.join(PANELS)}"
+            raise ValueError(f"there is no {unknown[0]!r}: {known}")
+        self._figures, self._frozen, self._shown = compute(state), None, tuple(panels)
+        if knobs is not None:
+            kwargs |= {"knobs": [knob for knob in _knobs() if knob["name"] in knobs], "presets": []}
         super().__init__(controls=_as_dict(state), notice=notice, **kwargs)
         self._show()
         self.observe(self._turned, "controls")
@@ -430,7 +451,8 @@ class WeightingExplorer(anywidget.AnyWidget):
     def from_link(cls, query: str | None = None) -> WeightingExplorer:
         """The explorer in the state of a link's query string; by default of the page that Voilà serves it on."""
         given = os.environ.get("QUERY_STRING", "") if query is None else query
-        state, complaint = from_query(given)
+        own = [(key, value) for key, value in parse_qsl(given, keep_blank_values=True) if key != "theme"]  # Voilà's
+        state, complaint = from_query(urlencode(own))
         return cls(state, complaint, on_page=os.environ.get("SERVER_SOFTWARE", "").startswith("voila"))
 
     @property
@@ -440,17 +462,14 @@ class WeightingExplorer(anywidget.AnyWidget):
 
     def picture(self) -> str:
         """What is drawn as one SVG, see :func:`picture`."""
-        return picture(self.state, self._frozen)
+        return picture(self.state, self._frozen, self._shown)
 
     def _turned(self, change: Any) -> None:
         try:
             state = from_dict(dict(change["new"]))
             wrong = problems(state)
-        except ValueError as error:
-            wrong = {"": str(error)}
-            for name in change["new"]:
-                if str(error).startswith(f"{name} ="):
-                    wrong = {name: str(error)}
+        except KnobError as error:
+            wrong = {error.knob: str(error)}
         with self.hold_sync():
             self.problems = wrong
             self.notice = ""
@@ -464,8 +483,9 @@ class WeightingExplorer(anywidget.AnyWidget):
 
     def _show(self) -> None:
         with self.hold_sync():
-            self.panels = draw(self._figures, self._frozen)
-            self.said = sentences(self._figures)
+            drawn, said = draw(self._figures, self._frozen), sentences(self._figures)
+            self.panels = {name: drawn[name] for name in self._shown}
+            self.said = {name: said[name] for name in self._shown}
             state = self._figures.state
             self.lines = {"python": python_lines(state), "command": run_line(state), "query": to_query(state)}
 

@@ -63,6 +63,8 @@ def serve(*command: str, path: str = "", cwd: Path = NOTEBOOKS) -> Iterator[str]
                 break  # it answers
             except OSError:
                 time.sleep(0.25)
+        else:
+            raise RuntimeError(f"{' '.join(command)} does not answer at {address}")
         yield address
     finally:
         process.terminate()

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import any_state, good_state
 
-from pdlib import exact, schedules
+from pdlib import exact, schedules, training
 from pdlib.distillation import distillation_target
 from pdlib.explorer import (
     CHOICES,
+    LABELS,
     PRESETS,
     ExplorerState,
     compute,
@@ -130,7 +131,14 @@ def test_the_amplification_is_what_an_error_of_the_output_becomes(prediction):
         (
             {"weighting": "constant", "N": 4},
             "share",
-            "at N = 4, no step is dead: the smallest share is 25.0 % of the weight, at t = 0.25",
+            "at N = 4, no step is dead: the smallest share is 25.00 % of the weight, 1.00 times the fair share, "
+            "at t = 0.25",
+        ),
+        (
+            {"N": 64},
+            "share",
+            "at N = 64, no step is dead: the smallest share is 0.04 % of the weight, 0.02 times the fair share, "
+            "at t = 0.50",
         ),
         ({}, "schedule", "at t = 1, α = 0: training ends in pure noise, where sampling starts"),
         (
@@ -146,9 +154,13 @@ def test_the_amplification_is_what_an_error_of_the_output_becomes(prediction):
         (
             {"prediction": "x"},
             "amplification",
-            "an ε error is magnified without bound at t = 1.00, where α = 0; one of x at most 1.00 times",
+            "an ε error is magnified without bound at t = 1.00, where α = 0; an error in x at most 1.00 times",
         ),
-        ({"N": 1}, "sensitivity", "an error in z at t″ is magnified most in x̃ at t = 1.00: 1.00 times"),
+        (
+            {"N": 1},
+            "sensitivity",
+            "an error where the teacher's two steps end, at t″ = t − 1/N, is magnified most at t = 1.00: 1.00 times",
+        ),
     ],
 )
 def test_what_is_said(changes, name, sentence):
@@ -173,26 +185,27 @@ def test_the_sentence_counts_the_dead_steps(state):
 
 
 @pytest.mark.parametrize(
-    ("changes", "knob", "said"),
+    ("changes", "knobs", "said"),
     [
-        ({"clip_min": 5.0, "clip_max": 1.0}, "clip_min", "clip minimum 5 is above clip maximum 1"),
-        ({"log_snr_min": 3.0, "log_snr_max": -3.0}, "log_snr_min", "λ_min = 3 is not below λ_max = -3"),
-        ({"T": 100, "N": 128}, "T", "T = 100 is below N = 128: raise T or lower N"),
+        ({"clip_min": 5.0, "clip_max": 1.0}, "clip_min clip_max", "clip minimum 5 is above clip maximum 1"),
+        ({"log_snr_min": 3.0, "log_snr_max": -3.0}, "log_snr_min log_snr_max", "λ_min = 3 is not below λ_max = -3"),
+        ({"log_snr_min": 0.0, "log_snr_max": 0.05}, "log_snr_min log_snr_max", "is not below λ_max = 0.05 by 0.1"),
+        ({"T": 100, "N": 128}, "N T", "T = 100 is below N = 128: raise T or lower N"),
         ({"prediction": "eps"}, "prediction", "divides by α = 0 at t = 1"),
         ({"prediction": "eps", "schedule": "linear", "zero_terminal": True}, "prediction", "divides by α = 0"),
-        ({"schedule": "linear", "log_snr_min": -5.0}, "log_snr_min", "only the cosine schedules"),
-        ({"schedule": "linear", "log_snr_max": 5.0}, "log_snr_max", "only the cosine schedules"),
-        ({"schedule": "discrete_linear", "T": 16, "N": 2}, "T", "raise T above 20"),
+        ({"schedule": "linear", "log_snr_min": -5.0}, "log_snr_min schedule", "only the cosine schedules"),
+        ({"schedule": "linear", "log_snr_max": 5.0}, "log_snr_max schedule", "only the cosine schedules"),
+        ({"schedule": "discrete_linear", "T": 16, "N": 2}, "T schedule", "raise T above 20"),
         ({"N": 3}, "N", "no power of 2"),
         ({"N": 2048}, "N", "out of range"),
         ({"T": 0}, "T", "out of range"),
         ({"weighting": "nice"}, "weighting", "unknown"),
     ],
 )
-def test_what_is_wrong_is_said_at_its_knob(changes, knob, said):
+def test_what_is_wrong_is_said_at_each_knob_that_mends_it(changes, knobs, said):
     found = problems(replace(ExplorerState(), **changes))
-    assert list(found) == [knob]
-    assert said in found[knob]
+    assert list(found) == knobs.split()
+    assert all(said in line for line in found.values())
     with pytest.raises(ValueError, match=r"\w"):
         compute(replace(ExplorerState(), **changes))
 
@@ -275,7 +288,7 @@ def test_the_command_of_any_state_has_its_settings(state):
 
 def assert_command_matches(state):
     line = run_line(state)
-    if line.startswith("#"):
+    if line.startswith("# no run: "):
         settings_know = state.schedule in (*schedules.SCHEDULES, "discrete_linear") and state.T == 1000
         usual = state.weighting != "log_snr_density" and not state.zero_terminal
         assert not (settings_know and usual)  # a usual state has a command
@@ -302,22 +315,32 @@ def assert_command_matches(state):
         ExplorerState(schedule="discrete_scaled_linear", zero_terminal=True, clip_max=5.0),
         ExplorerState(schedule="cosine_offset", log_snr_min=-6.0, prediction="x"),
         ExplorerState(schedule="notes_cosine", weighting="snr_plus_one"),
+        NOTES,
+        PRESETS["The notes"]["4 steps, clipped at 1"],
     ],
 )
-def test_the_python_lines_train_with_what_is_on_the_screen(state):
+def test_the_python_lines_train_with_what_is_on_the_screen(state, monkeypatch):
+    used = {}  # the weight at each time that the training draws
+    weigh = training.weight
+
+    def recorded(weighting, schedule, t, steps=None):
+        w = weigh(weighting, schedule, t, steps)
+        used.update(zip(t.tolist(), w.tolist(), strict=True))
+        return w
+
+    monkeypatch.setattr(training, "weight", recorded)
     lines = python_lines(state)
     assert "TrainingSettings(updates=3000)" in lines
     namespace = {}
     exec(lines.replace("updates=3000", "updates=1").replace("seed=0", "seed=0, progress=False"), namespace)
     assert namespace["denoiser"].schedule == state.noise_schedule
     assert namespace["denoiser"].prediction == state.prediction
-    assert namespace["loss"].keywords == {"weighting": state.loss_weighting, "steps": state.N}
     assert len(namespace["trained"].losses) == 1
+    assert used == dict(zip(grid(state.N).tolist(), compute(state).step_w.tolist(), strict=True))
 
 
-def test_the_curve_of_T_steps_has_no_training_and_says_so():
-    assert python_lines(NOTES).startswith("# no training: ")
-    assert run_line(NOTES) == python_lines(NOTES)
+def test_the_curve_on_T_steps_has_no_run_and_says_so():
+    assert run_line(NOTES).startswith("# no run: ")
 
 
 # Presets and choices.
@@ -333,6 +356,10 @@ def test_the_paper_is_there_with_each_output_under_each_weight():
     paper = PRESETS["The paper"].values()
     asked = {(p, w) for p in ("x", "v", "both") for w in ("snr", "truncated_snr", "snr_plus_one")}
     assert asked <= {(state.prediction, state.weighting) for state in paper}
+
+
+def test_every_knob_has_a_label():
+    assert sorted(LABELS) == sorted(field.name for field in fields(ExplorerState))
 
 
 def test_the_choices_are_the_librarys():

@@ -1,12 +1,15 @@
 import json
 import os
 import re
+import subprocess
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import NOTEBOOKS, chromium, find_chromium, serve, serve_explorer
-from playwright.sync_api import expect
+from browser import NOTEBOOKS, chromium, find_chromium, free_port, serve, serve_explorer
+from playwright.sync_api import TimeoutError, expect
 
 from pdlib.explorer import PRESETS, ExplorerState, compute, sentences, to_query
 from pdlib.widgets import draw
@@ -67,18 +70,31 @@ def knob(page, name):
 
 
 def assert_shows(page, state, frozen=None):
-    """The captions and every drawn path are those of the state."""
+    """The captions and every drawn path become those of the state."""
     figures = compute(state)
     for name, said in sentences(figures).items():
         expect(page.locator(f"[data-panel={name}] figcaption")).to_have_text(said)
-    for name, svg in draw(figures, compute(frozen) if frozen else None).items():
-        shown = page.locator(f"[data-panel={name}] svg path").evaluate_all("all => all.map(p => p.getAttribute('d'))")
-        assert shown == re.findall(r' d="([^"]*)"', svg), name
+    wanted = {
+        name: re.findall(r' d="([^"]*)"', svg)
+        for name, svg in draw(figures, compute(frozen) if frozen else None).items()
+    }
+    deadline = time.monotonic() + 10
+    while (shown := drawn(page)) != wanted and time.monotonic() < deadline:
+        page.wait_for_timeout(20)
+    assert shown == wanted
     assert_no_complaint(page)
 
 
+def drawn(page):
+    """The paths that are on the screen, panel by panel."""
+    return page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll('[data-panel]')].map(
+            (panel) => [panel.dataset.panel, [...panel.querySelectorAll('path')].map((p) => p.getAttribute('d'))]))"""
+    )
+
+
 def assert_no_complaint(page):
-    assert page.locator(".problem, .notice").evaluate_all("all => all.map(p => p.textContent).join('')") == ""
+    expect(page.locator(".problem:not(:empty), .notice:not(:empty)")).to_have_count(0)
     assert "Traceback" not in page.inner_text("body")
 
 
@@ -103,6 +119,7 @@ def test_the_page_is_ready_within_eight_seconds_and_calls_no_other_host(browser,
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_fits_both_widths_and_themes(browser, address, width, theme):
     page = open_page(browser, f"{address}/?theme={theme}", width=width, height=1700)
+    assert_shows(page, ExplorerState())
     page.screenshot(path=ARTIFACTS / f"explorer-{width}-{theme}.png")
     if width < 600:
         page.get_by_text("Presets", exact=True).click()
@@ -159,13 +176,12 @@ def test_on_a_narrow_page_the_shares_stay_in_view_while_the_knobs_turn(browser, 
         ("prediction", lambda k: k.locator("select").select_option("x"), None),
         ("axis", lambda k: k.locator("select").select_option("density"), None),
         ("scale", lambda k: k.locator("select").select_option("linear"), None),
-        ("zero_terminal", lambda k: k.locator("input").check(), {"zero_terminal": True}),
         ("clip_min", lambda k: k.locator("[type=checkbox]").check(), {"clip_min": 1.0}),
-        ("clip_max", lambda k: k.locator("[type=checkbox]").check(), {"clip_max": 10**0.7}),
+        ("clip_max", lambda k: k.locator("[type=checkbox]").check(), {"clip_max": 5.0}),
         ("log_snr_min", lambda k: k.locator("[type=checkbox]").check(), {"log_snr_min": -20.0}),
         ("log_snr_max", lambda k: k.locator("[type=checkbox]").check(), {"log_snr_max": 20.0}),
         ("T", lambda k: k.locator("input").fill("50"), {"T": 50}),
-        ("threshold", lambda k: k.locator("input").fill("-0.5"), {"threshold": 10**-0.5}),
+        ("threshold", lambda k: k.locator("input").fill("-0.5"), {"threshold": 0.32}),
     ],
 )
 def test_a_knob_moved_changes_its_panels(page, name, turn, state):
@@ -173,6 +189,13 @@ def test_a_knob_moved_changes_its_panels(page, name, turn, state):
     if state is None:
         state = {name: knob(page, name).locator("select").input_value()}
     assert_shows(page, ExplorerState(**state))
+
+
+def test_the_switch_rescales_the_schedule(page):
+    knob(page, "schedule").locator("select").select_option("linear")
+    assert_shows(page, ExplorerState(schedule="linear"))
+    knob(page, "zero_terminal").locator("input").check()
+    assert_shows(page, ExplorerState(schedule="linear", zero_terminal=True))
 
 
 def test_a_clip_slides(page):
@@ -183,17 +206,14 @@ def test_a_clip_slides(page):
 
 
 @pytest.mark.parametrize("group", PRESETS)
-def test_each_preset_takes_one_click(page, group):
+def test_each_preset_takes_one_click_and_sets_every_knob(page, group):
     for label, state in PRESETS[group].items():
         page.get_by_role("group", name=group, exact=True).get_by_role("button", name=label, exact=True).click()
-        assert_shows_nearly(page, state)
-
-
-def assert_shows_nearly(page, state):
-    """As assert_shows; sliders round what they are set to."""
-    for name, said in sentences(compute(state)).items():
-        expect(page.locator(f"[data-panel={name}] figcaption")).to_have_text(said)
-    assert_no_complaint(page)
+        assert_shows(page, state)
+        # What is turned next starts from the preset: the knobs hold its values, and not what their stops allow.
+        other = "linear" if state.scale == "log" else "log"
+        knob(page, "scale").locator("select").select_option(other)
+        assert_shows(page, replace(state, scale=other))
 
 
 def test_the_notes_four_steps(page):
@@ -213,37 +233,57 @@ def test_compare_keeps_the_present_curves_in_grey(page):
     assert_shows(page, ExplorerState(N=4))
 
 
-def test_everything_can_be_done_by_keyboard_alone(browser, address):
-    page = open_page(browser, address)
+WHERE = """() => {
+    const e = document.activeElement, box = e.getBoundingClientRect();
+    return {
+        name: e.closest('[data-knob]')?.dataset.knob ?? e.labels?.[0]?.textContent ?? e.textContent,
+        type: e.type ?? e.tagName,
+        uncovered: document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) == e,
+        outline: getComputedStyle(e).outlineStyle,
+    };
+}"""
 
-    def tab_to(description):
+
+@pytest.mark.parametrize("width", [1024, 400])
+def test_everything_can_be_done_by_keyboard_alone(browser, address, width):
+    page = open_page(browser, address, width=width)
+    share = page.locator("[data-panel=share] figcaption")
+
+    def tab_to(name, kind, key="Tab"):
         for _ in range(90):
-            page.keyboard.press("Tab")
-            found = page.evaluate(
-                "(e => (e.closest('[data-knob]')?.dataset.knob ?? '') + ' ' + (e.type ?? '') + ' ' + e.textContent)"
-                "(document.activeElement)"
-            )
-            if found.startswith(description) or found.endswith(f" button {description}"):
+            page.keyboard.press(key)
+            focus = page.evaluate(WHERE)
+            if focus["name"].startswith(name) and focus["type"] == kind:
+                assert focus["uncovered"]  # and not under the strip of panels
+                assert focus["outline"] != "none"
                 return
-        raise AssertionError(f"the Tab key does not lead to {description}")
+        raise AssertionError(f"the {key} key does not lead to {name}")
 
-    tab_to("4 steps")
+    if width < 600:
+        tab_to("Presets", "SUMMARY")
+        page.keyboard.press("Enter")
+    tab_to("4 steps", "button")
     page.keyboard.press("Enter")
     assert_shows(page, PRESETS["The notes"]["4 steps"])
-    tab_to("N range")
+    tab_to("N", "range")
     page.keyboard.press("ArrowLeft")
-    expect(page.locator("[data-panel=share] figcaption")).to_contain_text("1 of 2 steps")
-    tab_to("weighting select")
+    expect(share).to_contain_text("at N = 2, 1 of 2 steps")
+    tab_to("weighting", "select-one")
     page.keyboard.press("s")  # the first choice that begins with it
-    expect(page.locator("[data-panel=share] figcaption")).to_contain_text("at N = 2, 1 of 2 steps")
-    tab_to("clip_min checkbox")
+    expect(page.locator("[data-panel=weight] figcaption")).to_contain_text("w = 0.98, 0.00")
+    tab_to("clip_min", "checkbox")
     page.keyboard.press("Space")
-    expect(page.locator("[data-panel=share] figcaption")).to_contain_text("no step is dead")
-    tab_to("clip_min range")
+    expect(share).to_contain_text("no step is dead")
+    tab_to("clip_min", "range")
     page.keyboard.press("Home")
-    expect(page.locator("[data-panel=share] figcaption")).to_contain_text("1 of 2 steps")
-    focus = page.locator(":focus").evaluate("e => getComputedStyle(e).outlineStyle")
-    assert focus != "none"
+    expect(share).to_contain_text("1 of 2 steps")
+    tab_to("compare", "checkbox")
+    page.keyboard.press("Space")
+    expect(page.locator("[data-panel=share] .pd-frozen")).to_have_count(1)
+    tab_to("Copy settings", "button")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name=re.compile("^Copied|^Not allowed"))).to_be_visible()
+    tab_to("zero_terminal", "checkbox", key="Shift+Tab")
     page.close()
 
 
@@ -260,10 +300,12 @@ def test_every_control_has_a_name(page):
 @pytest.mark.parametrize(
     ("turns", "at", "said"),
     [
-        ([("clip_min", "2"), ("clip_max", "0")], "clip_min", "clip minimum 100 is above clip maximum 1"),
-        ([("log_snr_min", "5"), ("log_snr_max", "-5")], "log_snr_min", "λ_min = 5 is not below λ_max = -5"),
+        ([("clip_max", "0"), ("clip_min", "2")], "clip_min", "clip minimum 100 is above clip maximum 1"),
+        ([("clip_min", "2"), ("clip_max", "0")], "clip_max", "clip minimum 100 is above clip maximum 1"),
+        ([("log_snr_min", "5"), ("log_snr_max", "-5")], "log_snr_max", "λ_min = 5 is not below λ_max = -5"),
         ([("T", "10")], "T", "T = 10 is below N = 16"),
-        ([("T", "")], "T", "T = 'nothing' is not a whole number"),
+        ([("N", "10")], "N", "T = 1000 is below N = 1024"),
+        ([("T", "")], "T", "nothing is given; it needs a whole number"),
         ([("prediction", "eps")], "prediction", "divides by α = 0 at t = 1"),
     ],
 )
@@ -290,6 +332,15 @@ def test_a_link_restores_its_state(browser, address):
     page = open_page(browser, f"{address}/?{to_query(state)}")
     assert_shows(page, state)
     assert knob(page, "N").locator("input").input_value() == "3"
+    page.close()
+
+
+def test_a_link_may_carry_the_pages_theme(browser, address):
+    page = open_page(browser, f"{address}/?theme=dark&N=4", permissions=["clipboard-read", "clipboard-write"])
+    assert_shows(page, ExplorerState(N=4))
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == f"{address}/?N=4&theme=dark"
     page.close()
 
 
@@ -338,10 +389,13 @@ def test_the_picture_is_saved(page, kind, tmp_path):
 # Movement.
 
 
-def test_no_frame_is_without_a_picture_and_a_fast_drag_leaves_no_queue(page):
+def test_no_frame_is_without_a_picture_and_a_fast_drag_leaves_no_queue(browser, address):
+    state = ExplorerState(N=1024, T=1024, log_snr_min=-30.0)  # λ_min moves every panel
+    page = open_page(browser, f"{address}/?{to_query(state)}")
+    assert_shows(page, state)
     page.evaluate(
-        """() => {
-            window.empty = 0; window.frames_seen = 0; window.drawn = 0; window.watching = true;
+        """async () => {
+            Object.assign(window, {empty: 0, frames_seen: 0, drawn: 0, watching: true});
             const figures = [...document.querySelectorAll('figure')];
             const look = () => {
                 window.frames_seen++;
@@ -349,32 +403,25 @@ def test_no_frame_is_without_a_picture_and_a_fast_drag_leaves_no_queue(page):
                 if (window.watching) requestAnimationFrame(look);
             };
             new MutationObserver(() => window.drawn++).observe(
-                document.querySelector('[data-panel=share] .drawing'), {childList: true});
-            requestAnimationFrame(look);
-        }"""
-    )
-    page.evaluate(
-        """async () => {
-            const slider = document.querySelector('[data-knob=threshold] input');
-            for (let k = 0; k < 200; k++) {
-                slider.value = -4 + 3.5 * k / 199;
+                document.querySelector('[data-panel=weight] .drawing'), {childList: true});
+            look();
+            const slider = document.querySelector('[data-knob=log_snr_min] [type=range]');
+            for (let stop = -30; stop <= 10; stop += 0.25) {
+                slider.value = stop;
                 slider.dispatchEvent(new Event('input', {bubbles: true}));
-                if (k % 4 == 3) await new Promise(requestAnimationFrame);
+                await new Promise(requestAnimationFrame);
             }
-            slider.value = -0.5;
-            slider.dispatchEvent(new Event('input', {bubbles: true}));
         }"""
     )
     started = time.monotonic()
-    expect(page.locator("[data-panel=share] .pd-band")).to_have_count(1)
-    assert time.monotonic() - started < 2
-    empty, seen = page.evaluate("() => (window.watching = false, [window.empty, window.frames_seen])")
+    assert_shows(page, replace(state, log_snr_min=10.0))
+    assert time.monotonic() - started < 3  # on a busy machine; the benchmark has the figure
+    page.wait_for_timeout(500)
+    empty, seen, changes = page.evaluate("() => (window.watching = false, [window.empty, frames_seen, window.drawn])")
     assert empty == 0
-    assert seen > 20
-    page.wait_for_timeout(500)
-    settled = page.evaluate("window.drawn")
-    page.wait_for_timeout(500)
-    assert page.evaluate("window.drawn") == settled < 200
+    assert seen >= 161
+    assert 1 < changes < 120  # of 161 movements most are dropped, none is waited for
+    page.close()
 
 
 # What a visitor cannot do.
@@ -438,7 +485,45 @@ def test_a_visitors_code_is_not_run(browser, address, tmp_path):
     page.close()
 
 
+# The command.
+
+
+def test_make_explore_prints_the_address(tmp_path):
+    port = free_port()
+    root = NOTEBOOKS.parent
+    recipe = subprocess.run(["make", "-n", "explore", f"PORT={port}"], cwd=root, capture_output=True, text=True)
+    command = next(line for line in recipe.stdout.splitlines() if "voila" in line)
+    with open(tmp_path / "log", "w") as log:
+        shown = subprocess.Popen(["bash", "-c", f"{command} --no-browser"], cwd=root, stdout=log, stderr=log)
+        try:
+            for _ in range(100):
+                if f"http://localhost:{port}/" in (tmp_path / "log").read_text():
+                    return
+                time.sleep(0.2)
+            raise AssertionError((tmp_path / "log").read_text())
+        finally:
+            subprocess.run(["pkill", "-P", str(shown.pid)])
+            shown.terminate()
+            shown.wait(20)
+
+
 # In JupyterLab.
+
+
+def run_in_lab(browser, url):
+    """A page with the notebook executed. Now and then Lab's channel to the kernel stays silent; a new page mends it."""
+    for _ in range(4):
+        page = browser.new_page(viewport={"width": 1400, "height": 2200})
+        page.set_default_timeout(30_000)
+        with suppress(TimeoutError):
+            page.goto(url)
+            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
+            page.wait_for_selector("[data-panel=sensitivity] svg", timeout=15_000)
+            return page
+        page.close()
+    raise AssertionError("the notebook does not run in JupyterLab")
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
@@ -449,21 +534,18 @@ def test_it_works_in_jupyterlab(browser, theme, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     (work / "explorer.ipynb").write_bytes((NOTEBOOKS / "explorer.ipynb").read_bytes())
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false"}))
     options = ["--IdentityProvider.token=", f"--LabApp.user_settings_dir={tmp_path / 'settings'}"]
-    options += [f"--LabApp.workspaces_dir={tmp_path / 'workspaces'}", "--allow-root", "--LabApp.news_url=None"]
+    options += [f"--LabApp.workspaces_dir={tmp_path / 'workspaces'}", "--allow-root"]
     with serve("jupyter", "lab", *options, cwd=work) as url:
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(60_000)
-        page.goto(f"{url}/lab/tree/explorer.ipynb")
-        page.locator(".jp-Notebook").wait_for()
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
-        page.wait_for_selector("[data-panel=sensitivity] svg")
+        page = run_in_lab(browser, f"{url}/lab/tree/explorer.ipynb")
         slider = knob(page, "N").locator("input")
         slider.focus()
-        slider.press("ArrowLeft")
-        slider.press("ArrowLeft")
-        assert_shows_nearly(page, ExplorerState(N=4))
+        cells = page.locator(".jp-Cell").count()
+        for key in ("ArrowLeft", "ArrowLeft", "d", "d", "a"):  # the last three are Lab's: delete the cell, insert one
+            slider.press(key)
+        assert page.locator(".jp-Cell").count() == cells
+        assert_shows(page, ExplorerState(N=4))
         paper = page.locator(".pdlib-explorer").evaluate("e => getComputedStyle(e).backgroundColor")
         assert (luminance(paper) < 0.2) == theme.endswith("Dark")
         page.locator(".pdlib-explorer").screenshot(path=ARTIFACTS / f"explorer-{theme.replace(' ', '-')}.png")

@@ -1,14 +1,14 @@
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from strategies import good_state
 
 from pdlib.explorer import PRESETS, ExplorerState, compute, sentences, to_query
-from pdlib.widgets import BOTTOM, LEFT, RIGHT, TOP, WeightingExplorer, draw, picture
+from pdlib.widgets import BOTTOM, LEFT, PANELS, RIGHT, TOP, WeightingExplorer, draw, picture
 
 NOTES = PRESETS["The notes"]["4 steps"]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -35,11 +35,11 @@ def test_any_state_is_drawn_inside_its_axes(state):
         for d in re.findall(r'class="pd-line[^"]*" d="(M[^"]*)"', svg):
             if "l8,8" in d or "h18" in d:
                 continue
-            numbers = np.array(re.findall(r"(?:[ML]|(?<=L))([\d.]+),([\d.]+)", d), dtype=float)
-            assert (numbers[:, 0] >= LEFT - 0.1).all()
-            assert (numbers[:, 0] <= RIGHT + 0.1).all()
-            assert (numbers[:, 1] >= TOP - 0.1).all()
-            assert (numbers[:, 1] <= BOTTOM + 0.1).all()
+            points = [part for part in re.findall(r"[ML](-?[\d.]+),(-?[\d.]+)", d)]
+            across = [float(x) for x, _ in points] + [float(x) for x in re.findall(r"H(-?[\d.]+)", d)]
+            upwards = [float(y) for _, y in points] + [float(y) for y in re.findall(r"V(-?[\d.]+)", d)]
+            assert LEFT - 0.1 <= min(across) <= max(across) <= RIGHT + 0.1
+            assert TOP - 0.1 <= min(upwards) <= max(upwards) <= BOTTOM + 0.1
 
 
 def test_the_bars_are_the_shares():
@@ -80,6 +80,13 @@ def test_a_clip_shows_both_curves():
     assert "pd-dashed" not in plain
     assert "w, not clipped" in clipped
     assert ">clipped<" in clipped
+
+
+def test_a_weight_of_0_on_a_log_axis_is_an_arrow_and_not_a_dot():
+    svg = draw(compute(ExplorerState(weighting="snr", N=4)))["weight"]
+    assert (svg.count("l6,11l6,-11Z"), svg.count("a3,3 0 1,0 6,0")) == (1, 3)
+    svg = draw(compute(ExplorerState(weighting="snr", N=4, scale="linear")))["weight"]
+    assert (svg.count("l6,11l6,-11Z"), svg.count("a3,3 0 1,0 6,0")) == (0, 4)
 
 
 def test_what_is_infinite_is_an_arrow_and_not_a_dot():
@@ -138,20 +145,20 @@ def test_a_knob_turned_changes_the_panels():
 @pytest.mark.parametrize(
     ("knobs", "at"),
     [
-        ({"clip_min": 5, "clip_max": 1}, "clip_min"),
-        ({"prediction": "eps"}, "prediction"),
-        ({"T": 3}, "T"),
-        ({"T": "nothing"}, "T"),
-        ({"N": 2.5}, "N"),
-        ({"weighting": {"nested": []}}, "weighting"),
-        ({"os.system": "ls"}, ""),
+        ({"clip_min": 5, "clip_max": 1}, ["clip_min", "clip_max"]),
+        ({"prediction": "eps"}, ["prediction"]),
+        ({"T": 3}, ["N", "T"]),
+        ({"T": ""}, ["T"]),
+        ({"N": 2.5}, ["N"]),
+        ({"weighting": {"nested": []}}, ["weighting"]),
+        ({"os.system": "ls"}, [""]),
     ],
 )
 def test_a_bad_knob_is_named_and_the_last_good_picture_stays(knobs, at):
     explorer = WeightingExplorer(NOTES)
     before = explorer.panels, explorer.said, explorer.lines
     explorer.controls = {**explorer.controls, **knobs}
-    assert list(explorer.problems) == [at]
+    assert list(explorer.problems) == at
     assert (explorer.panels, explorer.said, explorer.lines) == before
     assert explorer.state == NOTES
     explorer.controls = {**WeightingExplorer().controls}
@@ -172,11 +179,12 @@ def test_a_link_opens_in_its_state_and_a_bad_one_says_so(monkeypatch):
     explorer = WeightingExplorer.from_link("N=4&weighting=snr")
     assert explorer.state == ExplorerState(N=4, weighting="snr")
     assert (explorer.notice, explorer.on_page) == ("", False)
+    assert WeightingExplorer.from_link("theme=dark&N=4").state == ExplorerState(N=4)  # the page's own word
     monkeypatch.setenv("QUERY_STRING", "N=three")
     monkeypatch.setenv("SERVER_SOFTWARE", "voila/0")
     explorer = WeightingExplorer.from_link()
     assert explorer.state == ExplorerState()
-    assert "N = 'three' is not a whole number" in explorer.notice
+    assert "steps N: 'three' is not a whole number" in explorer.notice
     assert explorer.on_page
 
 
@@ -192,6 +200,26 @@ def test_a_notebook_without_widgets_shows_the_picture():
     data, _ = WeightingExplorer(NOTES)._repr_mimebundle_()
     assert data["image/svg+xml"] == picture(NOTES)
     assert "application/vnd.jupyter.widget-view+json" in data
+
+
+def test_a_simple_form_shows_what_it_is_asked_for():
+    simple = WeightingExplorer(NOTES, knobs=["N", "clip_min"], panels=["weight", "share"])
+    assert [knob["name"] for knob in simple.knobs] == ["N", "clip_min"]
+    assert simple.presets == []
+    assert list(simple.panels) == list(simple.said) == ["weight", "share"]
+    simple.controls = {**simple.controls, "N": 8}
+    assert simple.panels == {name: draw(compute(replace(NOTES, N=8)))[name] for name in ("weight", "share")}
+    assert len(list(ElementTree.fromstring(simple.picture()).iter(f"{SVG}svg"))) == 3
+    whole = WeightingExplorer(NOTES)
+    assert len(whole.knobs) == len(whole.controls)
+    assert list(whole.panels) == list(PANELS)
+
+
+@pytest.mark.parametrize("wrong", [{"knobs": ["n"]}, {"panels": ["weights"]}])
+def test_an_unknown_knob_or_panel_is_named(wrong):
+    ((name,),) = wrong.values()
+    with pytest.raises(ValueError, match=f"there is no '{name}'"):
+        WeightingExplorer(NOTES, **wrong)
 
 
 def test_a_state_without_a_picture_is_refused():
