@@ -1,11 +1,14 @@
+import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from jupyter_client.manager import start_new_kernel
 
 import pdlib
 
@@ -34,6 +37,22 @@ def test_the_versions_that_run_here_are_the_pinned_ones():
 
     different = {name: version(name) for name in PROJECT["dependencies"] if version(name).split("+")[0] != PINS[name]}
     assert different == {}
+
+
+def test_the_kernel_answers_requests_that_come_close_together():
+    """ipykernel 7.0 to 7.3 now and then never sees the second one, and a page or a notebook waits for ever."""
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        wait = random.Random(0)
+        for _ in range(800):
+            sent = {client.execute("1")}
+            time.sleep(wait.uniform(0, 0.01))
+            sent.add(client.execute("2"))
+            while sent:
+                sent.discard(client.get_shell_msg(timeout=20)["parent_header"]["msg_id"])
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def test_conda_installs_what_the_makefile_installs():
