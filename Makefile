@@ -1,4 +1,4 @@
-# Each target sets itself up in .venv on a machine that has Python 3.10 or later and make.
+# Each target sets itself up in .venv on a machine that has Python 3.11 to 3.14 and make.
 PYTHON ?= python3
 BIN := .venv/bin
 CHAIN := $(sort $(wildcard notebooks/0*.ipynb notebooks/solutions/*.ipynb))
@@ -14,6 +14,7 @@ report: .venv/installed
 test: .venv/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python -m pytest -q --durations=10
 	$(BIN)/python -m pytest -q --nbval $(QUICK)
 
@@ -53,14 +54,24 @@ format: .venv/installed-all
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "pdlib needs Python 3.10 or later; name one with make PYTHON=python3.11")'
+# .venv/made is there when pip has answered, and away while pip installs: what is cut short at any moment is made anew.
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "pdlib needs Python 3.11 to 3.14; name one with make PYTHON=python3.13")'
+	rm -rf .venv
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version
+	touch $@
 
-.venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.venv/installed: .venv/made pyproject.toml constraints.txt
+	mv .venv/made .venv/filling
+	$(INSTALL) .
+	mv .venv/filling .venv/made
 	touch $@
 
 .venv/installed-all: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,explore,test,bench]'
+	mv .venv/made .venv/filling
+	$(INSTALL) '.[data,explore,test]'
+	mv .venv/filling .venv/made
 	touch $@

@@ -31,11 +31,10 @@ import nbformat
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, Page
 
-from pdlib.explorer import ExplorerState, to_query
-from pdlib.reports import machine
-from pdlib.widgets import WeightingExplorer
+from pdlib.explorer import ExplorerState, WeightingExplorer, to_query
+from pdlib.runs.evaluation import machine
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "explorer"))
 from browser import chromium, serve, serve_explorer
 
 MOVEMENTS = 120
@@ -144,7 +143,7 @@ def open_page(browser: Browser, address: str) -> Page:
 
 def main() -> None:
     cells = {
-        "SVG as text (pdlib)": "from pdlib.widgets import WeightingExplorer as Explorer",
+        "SVG as text (pdlib)": "from pdlib.explorer import WeightingExplorer as Explorer",
         "matplotlib PNG": "from explorer_latency import MatplotlibExplorer as Explorer",
     }
     result: dict = {"machine": machine(), "load_average": os.getloadavg()[0], "N": STATE.N, "T": STATE.T}

@@ -2,27 +2,33 @@
 
 A trained network, a closed-form denoiser (:mod:`pdlib.exact`), a distilled student or a model of
 another library are all it. The sampler and the distillation target also read its ``schedule``.
+What changes a denoiser is a denoiser that wraps one, such as :class:`Confined`.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pdlib.files import DamagedFileError, read_json, read_tensors, write_json, write_tensors
-from pdlib.predictions import PREDICTIONS, x_from_output
+from pdlib.files import DamagedFileError, read_json, read_tensors, tensors_digest, unknown, write_json, write_tensors
+from pdlib.grids import Grid
+from pdlib.networks import NETWORKS, network_from_config
+from pdlib.predictions import PREDICTIONS, output_channels, x_from_output
 from pdlib.schedules import Schedule, schedule_from_config
-from pdlib.unet import network_from_config
 
-__all__ = ["Denoiser", "DenoiserLike"]
+__all__ = ["Confined", "Denoiser", "DenoiserLike"]
 
 
 class DenoiserLike(Protocol):
-    """What the sampler, the target and the metrics ask of a denoiser."""
+    """What the sampler, the target and the metrics ask of a denoiser.
+
+    One that was made for a grid says so: ``grid``, a :class:`pdlib.grids.Grid`.
+    """
 
     schedule: Schedule
 
@@ -32,23 +38,34 @@ class DenoiserLike(Protocol):
 
 
 class Denoiser(nn.Module):
-    """A network together with what its output means and the schedule it is used with.
+    """A network together with what its output means and what it was made for.
 
     Args:
-        network: maps (z, time) to an output, time being (2/π) arctan(exp(−λ/2)) in [0, 1].
-        prediction: ``"x"``, ``"eps"``, ``"v"`` or ``"both"``.
+        network: any module that maps (z, time) to an output, time being (2/π) arctan(exp(−λ/2)) in [0, 1]; one that
+            is to be saved, or to change its prediction, is a :class:`pdlib.networks.Network`.
+        prediction: one of :data:`pdlib.predictions.PREDICTIONS`.
         schedule: gives α_t and σ_t.
+        grid: the sampling steps that it was made for, if any.
+        shape: that of one example, such as (1, 8, 8), where it is known.
 
     Raises:
         ValueError: for an unknown prediction.
         PredictionError: when called at α_t = 0 with an ``"eps"`` network.
     """
 
-    def __init__(self, network: nn.Module, prediction: str, schedule: Schedule):
+    def __init__(
+        self,
+        network: nn.Module,
+        prediction: str,
+        schedule: Schedule,
+        grid: Grid | None = None,
+        shape: tuple[int, ...] | None = None,
+    ):
         super().__init__()
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction={prediction!r} is unknown; it must be one of {', '.join(PREDICTIONS)}")
+            raise ValueError(unknown("prediction", prediction, PREDICTIONS))
         self.network, self.prediction, self.schedule = network, prediction, schedule
+        self.grid, self.shape = grid, None if shape is None else tuple(shape)
 
     def output(self, z: Tensor, t: Tensor) -> Tensor:
         """The network's own output, before it is turned into x̂."""
@@ -58,15 +75,54 @@ class Denoiser(nn.Module):
         """x̂, of z's shape. z: (batch, …); t: (batch,) in [0, 1]."""
         return x_from_output(self.prediction, self.output(z, t), z, *self.schedule.alpha_sigma(t))
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors``, then ``config.json``, each atomically."""
-        folder = Path(folder)
-        write_tensors(folder / "model.safetensors", self.network.state_dict())
+    def student(self, prediction: str | None = None, grid: Grid | None = None, seed: int = 0) -> Denoiser:
+        """A copy to be trained, θ ← η: by default of the same prediction, made for the same grid.
+
+        Where another prediction needs another number of output channels, the layers that change their size are new.
+
+        Args:
+            prediction: what its output means.
+            grid: the steps that it is made for.
+            seed: of the weights that are new.
+
+        Raises:
+            ValueError: where the network would have to change its size, and cannot be built again.
+        """
+        prediction, network = prediction or self.prediction, copy.deepcopy(self.network)
+        if output_channels(prediction, 1) != output_channels(self.prediction, 1):
+            config = self._network_config(f"predict {prediction!r} instead of {self.prediction!r}")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                out_channels = output_channels(prediction, config["channels"])
+                fresh = network_from_config({**config, "out_channels": out_channels})
+            old, new = network.state_dict(), fresh.state_dict()
+            kept = {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
+            fresh.load_state_dict({**new, **kept})
+            device = next(network.parameters()).device
+            network = fresh.to(device, memory_format=torch.channels_last)
+        return Denoiser(network, prediction, self.schedule, grid or self.grid, self.shape)
+
+    def save(self, folder: str | Path, **about: Any) -> None:
+        """Write ``model.safetensors``, then ``config.json``, each atomically.
+
+        Args:
+            folder: where to.
+            **about: JSON-ready entries to keep in ``config.json``, such as whose it is.
+
+        Raises:
+            ValueError: where the network cannot be built again from JSON.
+        """
+        folder, weights = Path(folder), self.network.state_dict()
         config = {
-            "network": self.network.config,
+            **about,
+            "network": self._network_config("be saved"),
             "prediction": self.prediction,
             "schedule": self.schedule.config(),
+            "grid": None if self.grid is None else self.grid.config(),
+            "shape": self.shape,
+            "weights": tensors_digest(weights),
         }
+        write_tensors(folder / "model.safetensors", weights)
         write_json(folder / "config.json", config)
 
     @classmethod
@@ -83,11 +139,48 @@ class Denoiser(nn.Module):
         config = read_json(folder / "config.json")
         try:
             network = network_from_config(config["network"])
+            grid = None if config.get("grid") is None else Grid(**config["grid"])
             schedule = schedule_from_config(config["schedule"])
-            denoiser = cls(network, config["prediction"], schedule)
-            network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
+            denoiser = cls(network, config["prediction"], schedule, grid, config.get("shape"))
+            network.load_state_dict(read_tensors(folder / "model.safetensors", config.get("weights"))[0])
         except DamagedFileError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-            raise DamagedFileError(f"{folder} does not hold a denoiser that this version can read: {error}") from error
+        except FileNotFoundError as error:
+            raise DamagedFileError(f"{folder} holds only half a denoiser: {error}. Delete the folder") from error
+        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
+            why = f"no entry {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise DamagedFileError(f"{folder} does not hold a denoiser that this version can read: {why}") from error
         return denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    def _network_config(self, purpose: str) -> dict[str, Any]:
+        config = getattr(self.network, "config", None)
+        if not isinstance(config, dict) or config.get("name") not in NETWORKS:
+            raise ValueError(
+                f"a {type(self.network).__name__} cannot {purpose}: it has no config, with a name in "
+                "pdlib.networks.NETWORKS, to be built again from; see pdlib.networks.Network"
+            )
+        return config
+
+
+class Confined(nn.Module):
+    """A denoiser whose every x̂ is confined to [−limit, limit]; images lie in [−1, 1].
+
+    Args:
+        denoiser: the denoiser.
+        limit: above 0; ``None`` confines nothing.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, limit: float | None):
+        super().__init__()
+        self.denoiser, self.limit = denoiser, limit
+        self.schedule = denoiser.schedule
+        self.grid, self.shape = getattr(denoiser, "grid", None), getattr(denoiser, "shape", None)
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        """x̂, of z's shape."""
+        x_hat = self.denoiser(z, t)
+        return x_hat if self.limit is None else x_hat.clamp(-self.limit, self.limit)
+
+    def student(self, *arguments: Any, **options: Any) -> Denoiser:
+        """A student of the denoiser itself, see :meth:`Denoiser.student`: it learns from what is confined."""
+        return self.denoiser.student(*arguments, **options)

@@ -88,7 +88,8 @@ class MixtureDenoiser:
         alpha, sigma = (value[:, None] for value in self.schedule.alpha_sigma(t))
         scores = []
         for component, log_weight in zip(self.components, self.log_weights, strict=True):
-            total = alpha**2 * component.variances + sigma**2
+            # Where nothing varies, a variance that is smaller than any rounding: the nearest component alone is left.
+            total = (alpha**2 * component.variances + sigma**2).clamp(min=1e-30)
             along = (z.double() - alpha * component.mean) @ component.axes
             scores.append(log_weight - 0.5 * (along**2 / total + total.log()).sum(1))
         return torch.stack(scores, dim=1).softmax(dim=1)

@@ -9,7 +9,6 @@ Heusel et al. 2017 (Fréchet), Bińkowski et al. 2018 (kernel), Rabin et al. 201
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -24,11 +23,12 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.auto import tqdm
 
 from pdlib.data import Data
-from pdlib.files import DamagedFileError, read_tensors, write_tensors
+from pdlib.files import DamagedFileError, digest, read_tensors, write_tensors
 
 __all__ = [
     "METRICS",
     "Estimate",
+    "Metric",
     "feature_network",
     "features",
     "frechet_distance",
@@ -80,33 +80,37 @@ class _Classifier(nn.Module):
 def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn.Module:
     """The network in whose features distances are taken: x of the data's shape -> (n, features).
 
-    For images, the last hidden layer of a small classifier of the labels (of two or four rotations where
-    there are no labels), shifted to mean 0 and scaled by one factor to a mean variance of 1. It is trained
-    once on these data, the same way every time, and kept in the folder ``$PDLIB_CACHE``, or
-    ``~/.cache/pdlib``. For points, the identity.
+    For images, the last hidden layer of a small classifier of the labels (of two or four rotations where there
+    are no two classes), shifted to mean 0 and scaled by one factor to a mean variance of 1. It is trained once on
+    these data, the same way every time, and kept in the folder ``$PDLIB_CACHE``, or ``~/.cache/pdlib``, where that
+    can be written. For points, the identity.
     """
     if not data.is_image:
         return nn.Flatten()
     x, labels = data.x, data.labels
-    if labels is None:
-        turns = torch.arange(len(x)) % 4 if x.shape[2] == x.shape[3] else torch.arange(len(x)) % 2 * 2
-        x = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(x, turns, strict=True)])
-        labels = turns
+    if labels is None or labels.min() == labels.max():
+        labels = torch.arange(len(x)) % 4 if x.shape[2] == x.shape[3] else torch.arange(len(x)) % 2 * 2
+        x = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(x, labels, strict=True)])
     network = _Classifier(data.shape[0], int(labels.max()) + 1)
-    shapes = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
-    key = hashlib.sha256(x.numpy().tobytes() + labels.numpy().tobytes() + str((_RECIPE, updates, shapes)).encode())
-    path = cache_folder() / f"features-{key.hexdigest()[:16]}.safetensors"
+    about = {"features": digest([_RECIPE, updates, data.digest])}
+    folder = Path(os.environ.get("PDLIB_CACHE") or "~/.cache/pdlib").expanduser()
+    path = folder / f"features-{about['features'][:16]}.safetensors"
     try:
-        network.load_state_dict(read_tensors(path)[0])
-    except (FileNotFoundError, DamagedFileError):
+        tensors, found = read_tensors(path)
+        if found != about:
+            raise DamagedFileError(f"{path} is a network for other data")
+        network.load_state_dict(tensors)
+    except (OSError, DamagedFileError):
         _train_classifier(network, x, labels, updates, progress)
-        write_tensors(path, network.state_dict())
+        try:
+            write_tensors(path, network.state_dict(), about)
+        except OSError as error:
+            warnings.warn(
+                f"the feature network cannot be kept in {folder} ({os.strerror(error.errno)}) and will be "
+                "trained again: set PDLIB_CACHE to a folder that can be written",
+                stacklevel=2,
+            )
     return network.eval().requires_grad_(False)
-
-
-def cache_folder() -> Path:
-    """Where trained feature networks are kept."""
-    return Path(os.environ.get("PDLIB_CACHE") or Path.home() / ".cache" / "pdlib")
 
 
 def _train_classifier(network: nn.Module, x: Tensor, labels: Tensor, updates: int, progress: bool) -> None:
@@ -125,7 +129,8 @@ def _train_classifier(network: nn.Module, x: Tensor, labels: Tensor, updates: in
         optimizer.step()
     found = features(network.hidden, x)
     network.mean.copy_(found.mean(0))
-    network.deviation.copy_(found.var(0).mean().sqrt())
+    deviation = found.var(0).mean().sqrt()
+    network.deviation.copy_(deviation if deviation > 0 else torch.ones(()))  # of images that are all the same
 
 
 @torch.no_grad()
@@ -180,25 +185,31 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = 64, seed: 
         projections: number of random directions.
         seed: of the directions.
     """
-    real, fake = real.flatten(1).double(), fake.flatten(1).double()
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(real.shape[1], projections, generator=generator, dtype=torch.float64)
+    directions = torch.randn(real[0].numel(), projections, generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=0)
-    # In one dimension the optimal transport pairs equal quantiles.
+    # Float64, and so in parts. In one dimension the optimal transport pairs equal quantiles.
+    along = [torch.cat([part.flatten(1).double() @ directions for part in x.split(8192)]) for x in (real, fake)]
     levels = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    difference = torch.quantile(real @ directions, levels, dim=0) - torch.quantile(fake @ directions, levels, dim=0)
+    difference = torch.quantile(along[0], levels, dim=0) - torch.quantile(along[1], levels, dim=0)
     return difference.square().mean().sqrt().item()
 
 
-class _Space(NamedTuple):
+class Metric(NamedTuple):
+    """A way to measure generated data; one that is added to :data:`METRICS` is measured and plotted like the rest."""
+
     distance: Callable[[Tensor, Tensor], float]
+    """(real, fake) -> how far apart they are."""
     on_features: bool
+    """Whether it is given features (n, features), or the data themselves."""
+    label: str
+    """Its name in pictures and tables."""
 
 
 METRICS = {
-    "frechet_distance": _Space(frechet_distance, True),
-    "kernel_distance": _Space(kernel_distance, True),
-    "sliced_wasserstein": _Space(sliced_wasserstein, False),
+    "frechet_distance": Metric(frechet_distance, True, "Fréchet distance"),
+    "kernel_distance": Metric(kernel_distance, True, "kernel distance"),
+    "sliced_wasserstein": Metric(sliced_wasserstein, False, "sliced Wasserstein distance"),
 }
 
 
@@ -216,7 +227,7 @@ def measure(network: nn.Module, real: Tensor, groups: list[Tensor]) -> dict[str,
         False: (real, groups),
     }
     result = {}
-    for name, (distance, on_features) in METRICS.items():
+    for name, (distance, on_features, _) in METRICS.items():
         reference, parts = spaces[on_features]
         left_out = [distance(reference, torch.cat(parts[:k] + parts[k + 1 :])) for k in range(len(parts))]
         result[name] = Estimate(distance(reference, torch.cat(parts)), jackknife_error(left_out), left_out)

@@ -1,10 +1,11 @@
 """Pictures: one colour for one thing throughout, told apart by the colour-blind too.
 
-Every function draws into the axes or figure it makes and returns the figure.
+Every function returns the figure that it makes, but for :func:`draw_rows`, which draws into axes of yours.
 """
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
 from torch import Tensor
 
+from pdlib.files import write_bytes
+
 __all__ = [
     "COLORS",
-    "METRIC_LABELS",
     "STYLE",
+    "draw_rows",
     "image_grid",
     "plot_chains",
     "plot_losses",
@@ -73,11 +76,6 @@ LABELS = {
     "ddim": "DDIM (undistilled teacher)",
     "stochastic": "stochastic (teacher, ancestral)",
 }
-METRIC_LABELS = {
-    "frechet_distance": "Fréchet distance",
-    "kernel_distance": "kernel distance",
-    "sliced_wasserstein": "sliced Wasserstein distance",
-}
 STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 100,
@@ -89,6 +87,14 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+
+
+def __getattr__(name: str) -> dict[str, str]:
+    if name == "METRIC_LABELS":  # of the metrics that are registered now; their module is slow to import
+        from pdlib.metrics import METRICS
+
+        return {metric: entry.label for metric, entry in METRICS.items()}
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def use_style() -> None:
@@ -108,23 +114,48 @@ def image_grid(images: Tensor, columns: int = 8, gap: int = 1) -> np.ndarray:
     return page.permute(1, 2, 0).numpy()
 
 
+def draw_rows(axes: Axes, rows: dict[str, Tensor]) -> None:
+    """A band of images for each label, one below the other, all of one size and as many in each."""
+    images = torch.cat(list(rows.values()))
+    height, count = images.shape[-2], len(images) // len(rows)
+    axes.imshow(image_grid(images, count), interpolation="nearest")
+    axes.set_yticks([k * (height + 1) + height / 2 - 0.5 for k in range(len(rows))], list(rows))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
 def save_image_grid(samples: Tensor, path: str | Path, columns: int = 8, scale: int = 8) -> None:
-    """Write samples to a PNG: images side by side, each pixel ``scale`` wide; or points as a scatter."""
+    """Write samples to a PNG, whole or not at all: images side by side, each pixel ``scale`` wide; points as a scatter.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
     with matplotlib.rc_context(STYLE):
         if samples.ndim == 2:
             figure = _new_figure(figsize=(5, 5))
             _scatter(figure.add_subplot(), samples)
-            figure.savefig(path)
+            content = png(figure)
         else:
-            page = image_grid(samples, min(columns, len(samples)))
-            matplotlib.image.imsave(path, page.repeat(scale, 0).repeat(scale, 1))
+            page, file = image_grid(samples, min(columns, len(samples))), BytesIO()
+            matplotlib.image.imsave(file, page.repeat(scale, 0).repeat(scale, 1), format="png")
+            content = file.getvalue()
+    write_bytes(Path(path), content)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> Figure:
     """The paper's figure 4 for this run: a distance against the sampling steps, on log axes.
 
     Args:
-        metrics: what ``metrics.json`` holds, see :func:`pdlib.reports.evaluate`.
+        metrics: what ``metrics.json`` holds, see :func:`pdlib.runs.evaluation.evaluate`.
         metric: which of its metrics.
     """
     with matplotlib.rc_context(STYLE):
@@ -141,7 +172,7 @@ def plot_chains(
     """A figure of several chains of students against the sampling steps, on log axes, with standard errors.
 
     Args:
-        chains: label -> N -> mean and standard error, from :func:`pdlib.reports.mean_by_steps`. A label
+        chains: label -> N -> mean and standard error, from :func:`pdlib.runs.sweep.mean_by_steps`. A label
             that is a name in :data:`COLORS` gets its colour.
         ylabel: what the figure is.
         floor: of real against real.
@@ -270,7 +301,7 @@ def _draw_quality(axes: Axes, metrics: dict[str, Any], metric: str) -> None:
         axes.set_ylim(bottom=-2 * near_zero)
     else:
         axes.set_yscale("log")
-    axes.set_ylabel(f"{METRIC_LABELS[metric]} to real data\n(lower is better)")
+    axes.set_ylabel(f"{__getattr__('METRIC_LABELS')[metric]} to real data\n(lower is better)")
     axes.legend(fontsize=11)
 
 
@@ -286,15 +317,7 @@ def _draw_same_noise(figure: Figure | SubFigure, rows: dict[str, Tensor], noise:
             _scatter(axes, points)
             axes.set_title(label)
         return
-    bands = {"noise": noise / 2, **rows}
-    axes = figure.add_subplot()
-    axes.imshow(image_grid(torch.cat(list(bands.values())), len(noise)), interpolation="nearest")
-    pitch = noise.shape[-2] + 1
-    axes.set_yticks([k * pitch + noise.shape[-2] / 2 - 0.5 for k in range(len(bands))], list(bands))
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
+    draw_rows(figure.add_subplot(), {"noise": noise / 2, **rows})
 
 
 def _log_steps(axes: Axes, steps: list[int]) -> None:

@@ -12,27 +12,29 @@ Salimans & Ho 2022, section 4. Here z, x, eps, v have shape (batch, …), alpha 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from torch import Tensor
 
+from pdlib.files import unknown
 from pdlib.schedules import expand
 
 __all__ = [
     "PREDICTIONS",
+    "Prediction",
     "PredictionError",
     "eps_from_output",
     "eps_from_v",
     "eps_from_x",
     "output_channels",
     "v_from_eps",
-    "v_from_output",
     "v_from_x",
     "x_from_both",
     "x_from_eps",
     "x_from_output",
     "x_from_v",
 ]
-
-PREDICTIONS = ("x", "eps", "v", "both")
 
 
 class PredictionError(ValueError):
@@ -87,22 +89,36 @@ def v_from_eps(z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (eps - expand(sigma, z) * z) / expand(alpha, z)
 
 
+class Prediction(NamedTuple):
+    """One meaning of a network's output."""
+
+    x: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """(z, output, alpha, sigma) -> x̂."""
+    outputs: int = 1
+    """How many times the data's channels the network puts out."""
+    bounded: bool = True
+    """Whether x̂ has a value at α = 0."""
+
+
+PREDICTIONS: dict[str, Prediction] = {
+    "x": Prediction(lambda z, output, alpha, sigma: output),
+    "eps": Prediction(x_from_eps, bounded=False),
+    "v": Prediction(x_from_v),
+    "both": Prediction(
+        lambda z, output, alpha, sigma: x_from_both(z, *output.chunk(2, dim=1), alpha, sigma), outputs=2
+    ),
+}
+"""Every prediction by name. A new one is one entry."""
+
+
 def output_channels(prediction: str, channels: int) -> int:
     """How many output channels a network needs for data of so many channels."""
-    _require_known(prediction)
-    return 2 * channels if prediction == "both" else channels
+    return _named(prediction).outputs * channels
 
 
 def x_from_output(prediction: str, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """x̂ of a network's output under any prediction."""
-    _require_known(prediction)
-    if prediction == "x":
-        return output
-    if prediction == "eps":
-        return x_from_eps(z, output, alpha, sigma)
-    if prediction == "v":
-        return x_from_v(z, output, alpha, sigma)
-    return x_from_both(z, *output.chunk(2, dim=1), alpha, sigma)
+    return _named(prediction).x(z, output, alpha, sigma)
 
 
 def eps_from_output(prediction: str, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -114,20 +130,12 @@ def eps_from_output(prediction: str, output: Tensor, z: Tensor, alpha: Tensor, s
     return eps_from_x(z, x_from_output(prediction, output, z, alpha, sigma), alpha, sigma)
 
 
-def v_from_output(prediction: str, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """v̂ of a network's output under any prediction."""
-    if prediction == "v":
-        return output
-    if prediction == "eps":
-        return v_from_eps(z, output, alpha, sigma)
-    return v_from_x(z, x_from_output(prediction, output, z, alpha, sigma), alpha, sigma)
-
-
 def _require_noise(sigma: Tensor, formula: str) -> None:
     if (sigma == 0).any():
         raise PredictionError(f"{formula} was asked for at σ = 0, where z = x holds no noise: use t > 0")
 
 
-def _require_known(prediction: str) -> None:
+def _named(prediction: str) -> Prediction:
     if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction={prediction!r} is unknown; it must be one of {', '.join(PREDICTIONS)}")
+        raise ValueError(unknown("prediction", prediction, PREDICTIONS))
+    return PREDICTIONS[prediction]

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pdlib.denoiser import DenoiserLike
-from pdlib.schedules import Schedule, expand, grid
+from pdlib.grids import Grid
+from pdlib.schedules import Schedule, expand
 
-__all__ = ["SAMPLERS", "ancestral_step", "ddim_step", "sample", "sample_batches"]
-
-SAMPLERS = ("ddim", "ancestral")
+__all__ = ["ancestral_step", "ddim_step", "sample", "sample_batches"]
 
 
 def ddim_step(z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
@@ -78,47 +77,38 @@ def ancestral_step(
 
 def sample(
     denoiser: DenoiserLike,
-    steps: int,
-    z: Tensor,
+    steps: int | Grid | None = None,
     *,
-    sampler: str = "ddim",
+    z: Tensor,
+    variance: float | None = None,
     generator: torch.Generator | None = None,
-    clip: float | None = None,
-    variance: float = 0.0,
-    schedule: Schedule | None = None,
-    skip_top: bool = False,
 ) -> Iterator[Tensor]:
-    """Walk from z_1 to z_0 in so many equal steps, yielding every z on the way.
+    """Walk from z_1 to z_0 along a grid, yielding every z on the way.
 
     A generator: stop, watch or plot at any step. The first item is ``z`` itself and the last is the
-    sample: ``steps + 1`` items in all.
+    sample: one item more than the grid has times.
 
     Args:
         denoiser: (z, t) -> x̂.
-        steps: N; the times are i/N.
-        z: z_1, standard normal noise of shape (batch, …).
-        sampler: ``"ddim"`` (deterministic) or ``"ancestral"`` (draws fresh noise each step).
+        steps: a grid; or N, for as many steps on a grid like the denoiser's own; or nothing, for that grid itself.
+        z: at the grid's top time, t = 1: standard normal noise of shape (batch, …).
+        variance: ``None`` for DDIM steps, which are deterministic; a number for ancestral steps with that variance,
+            see :func:`ancestral_step`.
         generator: source of the ancestral noise.
-        clip: confine every x̂ to [−clip, clip] (images lie in [−1, 1]); ``None`` for no clipping.
-        variance: of the ancestral steps, see :func:`ancestral_step`.
-        schedule: α and σ; by default the denoiser's own.
-        skip_top: take ``z`` for z_{1 − 1/N} and start there, one step fewer: what a network that was trained
-            without t = 1 asks for, see :func:`pdlib.training.random_grid_times`.
 
     Raises:
-        ValueError: for an unknown sampler, or fewer than one step.
+        ValueError: for fewer than one step, or none where the denoiser was made for no grid.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler!r} is unknown; it must be one of {', '.join(SAMPLERS)}")
-    schedule = schedule or denoiser.schedule
-    times = torch.cat([torch.zeros(1, dtype=torch.float64), grid(steps)]).to(z.device)
+    own = getattr(denoiser, "grid", None)
+    if steps is None and own is None:
+        raise ValueError("steps: this denoiser was made for no number of steps; say with how many to sample")
+    if isinstance(steps, int):
+        steps = Grid(steps) if own is None else replace(own, N=steps)
+    schedule, grid = denoiser.schedule, steps or own
     yield z
-    for i in range(steps - skip_top, 0, -1):
-        t, s = times[i].expand(len(z)), times[i - 1].expand(len(z))
+    for t, s in grid.walk(len(z), z.device):
         x_hat = denoiser(z, t)
-        if clip is not None:
-            x_hat = x_hat.clamp(-clip, clip)
-        if sampler == "ddim":
+        if variance is None:
             z = ddim_step(z, x_hat, t, s, schedule)
         else:
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
@@ -129,35 +119,32 @@ def sample(
 @torch.no_grad()
 def sample_batches(
     denoiser: DenoiserLike,
-    steps: int,
     count: int,
-    shape: tuple[int, ...],
+    steps: int | Grid | None = None,
     *,
     generator: torch.Generator,
-    batch_size: int = 256,
-    progress: str | None = None,
-    **options,
+    variance: float | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """The final samples alone, drawn batch by batch: memory holds one batch at a time.
+    """The final samples alone, drawn in batches of 256: memory holds one batch at a time.
 
     Args:
-        denoiser, steps: as in :func:`sample`.
+        denoiser, steps, variance: as in :func:`sample`.
         count: how many samples.
-        shape: of one sample, such as (1, 8, 8).
         generator: source of all noise, on the device to sample on; the same seed gives the same samples.
-        batch_size: samples drawn at once.
-        progress: a label, to show a progress bar.
-        **options: passed on to :func:`sample`.
+        shape: of one sample, such as (1, 8, 8), where the denoiser does not say.
 
     Returns:
         The samples, shape (count, *shape), on the CPU.
+
+    Raises:
+        ValueError: where no shape is known; and as in :func:`sample`.
     """
+    shape = shape or getattr(denoiser, "shape", None)
+    if shape is None:
+        raise ValueError("shape: this denoiser does not say what shape its samples have; give it")
     samples = torch.empty(count, *shape)
-    with tqdm(total=count, desc=progress, unit="image", leave=False, disable=progress is None) as bar:
-        for start in range(0, count, batch_size):
-            size = min(batch_size, count - start)
-            z = torch.randn(size, *shape, generator=generator, device=generator.device)
-            walk = sample(denoiser, steps, z, generator=generator, **options)
-            samples[start : start + size] = deque(walk, maxlen=1).pop()
-            bar.update(size)
+    for part in samples.split(256):
+        z = torch.randn(part.shape, generator=generator, device=generator.device)
+        part.copy_(deque(sample(denoiser, steps, z=z, variance=variance, generator=generator), maxlen=1).pop())
     return samples

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pdlib.files import unknown
 
 __all__ = [
     "SCHEDULES",
@@ -22,8 +25,9 @@ __all__ = [
     "LinearSchedule",
     "Schedule",
     "ZeroTerminalSNR",
+    "diffuse",
     "expand",
-    "grid",
+    "make_schedule",
     "schedule_from_config",
     "zero_terminal_snr",
 ]
@@ -32,12 +36,28 @@ __all__ = [
 class Schedule:
     """The interface of every schedule: t ↦ α, σ, λ = log(α²/σ²) and dλ/dt.
 
-    A subclass implements :meth:`alpha_sigma` and :meth:`dlog_snr`, and lists in :meth:`config` the
-    arguments that build it again.
+    A subclass implements :meth:`_alpha_sigma` and :meth:`dlog_snr`, and lists in :meth:`config` the
+    arguments that build it again. A schedule never changes once it is built.
     """
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """α_t and σ_t, each of t's shape and in float64. ``t``: any shape, in [0, 1]."""
+        """α_t and σ_t, each of t's shape and in float64. ``t``: any shape, in [0, 1].
+
+        Whoever asks for the same tensor of times again, as everything in an update does, is given the same answer
+        without computing: it is kept for as long as that tensor lives.
+        """
+        if t.is_inference() or t.requires_grad or torch.is_inference_mode_enabled():
+            return self._alpha_sigma(t)  # t may change unseen, or the answer takes its graph along, or cannot have one
+        known = self.__dict__.setdefault("_known", WeakTensorKeyDictionary())
+        answer, versions = known.get(t, ((), None))
+        if versions != [part._version for part in (t, *answer)]:
+            answer = self._alpha_sigma(t)
+            if not any(part is t or part._base is t or part.requires_grad for part in answer):  # which would keep t
+                known[t] = answer, [part._version for part in (t, *answer)]
+        return answer
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`alpha_sigma` returns, computed."""
         raise NotImplementedError
 
     def dlog_snr(self, t: Tensor) -> Tensor:
@@ -70,6 +90,12 @@ class Schedule:
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+    def __deepcopy__(self, memo: dict) -> Schedule:
+        return self  # so that a network and its copies ask one schedule
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
 
 class CosineSchedule(Schedule):
@@ -116,7 +142,7 @@ class CosineSchedule(Schedule):
         sigma = (torch.sin(self._rate * t) * torch.sin(self._rate * t + 2 * start)).clamp(min=0)
         return alpha, sigma.sqrt() / math.cos(start)
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self._whole_range(t.double())
         if self._squeeze == 1:
             return alpha, sigma
@@ -158,7 +184,7 @@ class LinearSchedule(Schedule):
             raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: needs 0 < beta_min <= beta_max")
         self.beta_min, self.beta_max = beta_min, beta_max
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.double()
         log_alpha = -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
@@ -214,7 +240,7 @@ class DiscreteSchedule(Schedule):
         ``start_clean=False`` leaves out the division by f(0) = cos²((π/2) s/(1 + s)), as many
         write it: ᾱ_i = f(i), so that a little noise, 1 − f(0), is there at t = 0 already.
         """
-        alpha, _ = CosineSchedule(offset).alpha_sigma(grid(T))
+        alpha, _ = CosineSchedule(offset).alpha_sigma(torch.arange(1, T + 1, dtype=torch.float64) / T)
         f_0 = 1.0 if start_clean else math.cos(math.pi / 2 * offset / (1 + offset)) ** 2
         return cls(f_0 * alpha**2, alpha_bar_0=f_0)
 
@@ -240,7 +266,7 @@ class DiscreteSchedule(Schedule):
         index = (position.ceil() - 1).clamp(0, self.T - 1).long()
         return index, position - index
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         index, fraction = self._segment(t)
         angle = torch.lerp(self._angle[index], self._angle[index + 1], fraction)
         complement = torch.lerp(self._complement[index], self._complement[index + 1], fraction)
@@ -269,12 +295,19 @@ class ZeroTerminalSNR(Schedule):
 
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
-        ends, _ = schedule.alpha_sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        self._first, self._last = ends.tolist()
+        alpha, sigma = schedule.alpha_sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        (self._first, self._last), self._last_sigma = alpha.tolist(), sigma[1].item()
+        self._range = self._above_last(alpha, sigma)[0].item()
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _above_last(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """α − α_1; where both are near 1, from the σ's, so that no digits cancel."""
+        if self._last < self._last_sigma:
+            return alpha - self._last
+        return (self._last_sigma - sigma) * (self._last_sigma + sigma) / (alpha + self._last)
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         original, sigma = self.schedule.alpha_sigma(t)
-        alpha = (original - self._last) * self._first / (self._first - self._last)
+        alpha = self._above_last(original, sigma) * self._first / self._range
         # 1 − α² = σ_o² + (α_o − α)(α_o + α): no cancellation near t = 0, where σ_o is small.
         sigma = (sigma**2 + (original - alpha) * (original + alpha)).clamp(0, 1).sqrt()
         return alpha.clamp(min=0), sigma
@@ -282,7 +315,7 @@ class ZeroTerminalSNR(Schedule):
     def dlog_snr(self, t: Tensor) -> Tensor:
         # dλ/dt = 2 (dα/dt) / (α σ²) holds for both; dα/dt differs by the factor of the scaling.
         original, original_sigma = self.schedule.alpha_sigma(t)
-        scale = self._first / (self._first - self._last)
+        scale = self._first / self._range
         alpha, sigma = self.alpha_sigma(t)
         slope = scale * self.schedule.dlog_snr(t) * original * original_sigma**2 / (alpha * sigma**2)
         return torch.where(sigma == 0, -math.inf, slope)
@@ -307,19 +340,58 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     return ZeroTerminalSNR(schedule)
 
 
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "cosine": CosineSchedule,
-    "cosine_clipped": lambda: CosineSchedule(log_snr_min=-20.0, log_snr_max=20.0),
-    "cosine_offset": lambda: CosineSchedule(offset=0.008),
-    "linear": LinearSchedule,
-    "linear_zero_terminal": lambda: zero_terminal_snr(LinearSchedule()),
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "cosine": lambda T=1000: CosineSchedule(),
+    "cosine_clipped": lambda T=1000: CosineSchedule(log_snr_min=-20.0, log_snr_max=20.0),
+    "cosine_offset": lambda T=1000: CosineSchedule(offset=0.008),
+    "linear": lambda T=1000: LinearSchedule(),
+    "linear_zero_terminal": lambda T=1000: zero_terminal_snr(LinearSchedule()),
     "discrete_cosine": DiscreteSchedule.cosine,
-    "discrete_linear": DiscreteSchedule.linear_beta,
-    "discrete_linear_zero_terminal": lambda: zero_terminal_snr(DiscreteSchedule.linear_beta()),
-    "discrete_scaled_linear": DiscreteSchedule.scaled_linear_beta,
-    "discrete_scaled_linear_zero_terminal": lambda: zero_terminal_snr(DiscreteSchedule.scaled_linear_beta()),
+    "notes_cosine": lambda T=1000: DiscreteSchedule.cosine(T, start_clean=False),
+    # T betas that add as much noise as the published 1000
+    "discrete_linear": lambda T=1000: DiscreteSchedule.linear_beta(T, 0.1 / T, 20 / T),
+    "discrete_linear_zero_terminal": lambda T=1000: zero_terminal_snr(SCHEDULES["discrete_linear"](T)),
+    "discrete_scaled_linear": lambda T=1000: DiscreteSchedule.scaled_linear_beta(T, 0.85 / T, 12 / T),
+    "discrete_scaled_linear_zero_terminal": lambda T=1000: zero_terminal_snr(SCHEDULES["discrete_scaled_linear"](T)),
 }
-"""The schedules that settings can name; the discrete ones have T = 1000."""
+"""Every schedule by name, from the number of its grid points T, where it has them. A new one is one entry, which also
+builds it again from its :meth:`Schedule.config`, whose ``name`` is that of the entry."""
+
+
+def make_schedule(
+    name: str,
+    log_snr_min: float | None = None,
+    log_snr_max: float | None = None,
+    zero_terminal: bool = False,
+    T: int = 1000,
+) -> Schedule:
+    """The schedule that a run's settings or the explorer's knobs ask for.
+
+    Args:
+        name: one of :data:`SCHEDULES`.
+        log_snr_min, log_snr_max: λ_1 and λ_0 of a cosine schedule, where they are to be finite.
+        zero_terminal: rescale it so that α_1 = 0, see :func:`zero_terminal_snr`.
+        T: grid points of a discrete schedule.
+
+    Raises:
+        ValueError: for an unknown name, or ends of λ that the schedule does not take.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(unknown("schedule", name, SCHEDULES))
+    if T < 1:
+        raise ValueError(f"T={T}: a schedule needs at least 1 grid point")
+    schedule = SCHEDULES[name](T)
+    if log_snr_min is not None or log_snr_max is not None:
+        if not isinstance(schedule, CosineSchedule) or name == "cosine_clipped":
+            raise ValueError(
+                f"log_snr_min={log_snr_min}, log_snr_max={log_snr_max} with schedule={name!r}: "
+                "only cosine and cosine_offset take them; leave them out or change the schedule"
+            )
+        schedule = CosineSchedule(schedule.offset, log_snr_min, log_snr_max)
+    return zero_terminal_snr(schedule) if zero_terminal else schedule
+
+
+_CLASSES = {"cosine": CosineSchedule, "linear": LinearSchedule, "discrete": DiscreteSchedule}
 
 
 def schedule_from_config(config: dict[str, Any]) -> Schedule:
@@ -330,26 +402,29 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
-    if name == "zero_terminal_snr":
-        return ZeroTerminalSNR(schedule_from_config(arguments["schedule"]))
-    classes = {"cosine": CosineSchedule, "linear": LinearSchedule, "discrete": DiscreteSchedule}
-    if name not in classes:
-        allowed = ", ".join([*classes, "zero_terminal_snr"])
-        raise ValueError(f"schedule name {name!r} is unknown; it must be one of {allowed}")
     try:
-        return classes[name](**arguments)
-    except TypeError as error:
+        if name == "zero_terminal_snr":
+            return ZeroTerminalSNR(schedule_from_config(arguments["schedule"]))
+        build = _CLASSES.get(name) or SCHEDULES.get(name)
+        if build is None:
+            raise ValueError(unknown("schedule name", name, [*_CLASSES, "zero_terminal_snr", *SCHEDULES]))
+        return build(**arguments)
+    except (TypeError, KeyError) as error:
         raise ValueError(f"schedule {name!r} was given wrong arguments: {error}") from error
 
 
-def grid(steps: int, device: torch.device | str | None = None) -> Tensor:
-    """The sampling and distillation times t = i/N, i = 1 … N, in float64, shape (N,).
+def diffuse(x: Tensor, t: Tensor, schedule: Schedule, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The forward process: z_t = α_t x + σ_t ε, and the ε drawn for it; both of x's shape. Equation 1's q(z_t | x).
 
-    The top one is t = 1 exactly, where sampling starts. Salimans & Ho 2022, algorithm 2.
+    Args:
+        x: clean data, shape (batch, …).
+        t: shape (batch,), in [0, 1].
+        schedule: gives α and σ.
+        generator: source of ε, on x's device.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: a sampler needs at least 1 step")
-    return torch.arange(1, steps + 1, dtype=torch.float64, device=device) / steps
+    eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    alpha, sigma = schedule.alpha_sigma(t)
+    return expand(alpha, x) * x + expand(sigma, x) * eps, eps
 
 
 def expand(value: Tensor, z: Tensor) -> Tensor:

@@ -1,97 +1,34 @@
-"""Training: the denoising loss, and the one update loop of teacher, conversion and every stage.
+"""Training: the one update loop of teacher, conversion, every stage and every method.
 
-The loop owns what every training needs and no method does: optimiser, learning rate, EMA, gradient
-clipping, progress bar, and a checkpoint from which it goes on to the same bits.
+The loop owns what every training needs and no objective does: optimiser, learning rate, average of the weights,
+gradient clipping, progress bar, and a checkpoint from which it goes on to the same bits.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from pdlib.denoiser import Denoiser
-from pdlib.files import DamagedFileError, read_tensors, write_tensors
-from pdlib.schedules import expand, grid
-from pdlib.weightings import Clipped, weight
+from pdlib.files import DamagedFileError, digest, read_tensors, unknown, write_tensors
+from pdlib.objectives import Objective
 
-__all__ = ["NotFiniteError", "Trained", "TrainingSettings", "denoising_loss", "fit", "weighted_loss"]
-
-Loss = Callable[[Denoiser, Tensor, torch.Generator], Tensor]
+__all__ = ["NotFiniteError", "Session", "Trained", "TrainingSettings", "fit"]
 
 
 class NotFiniteError(FloatingPointError):
     """The loss or its gradient became NaN or infinite; training stopped before using it."""
 
 
-def weighted_loss(
-    x_hat: Tensor, x: Tensor, denoiser: Denoiser, t: Tensor, weighting: str | Clipped, steps: int | None = None
-) -> Tensor:
-    """Mean over the batch of w(t) ‖x̂ − x‖², ‖·‖² being the mean over an example's entries.
-
-    Args:
-        x_hat, x: the estimate and its target, shape (batch, …).
-        denoiser: whose schedule gives w.
-        t: shape (batch,).
-        weighting, steps: as in :func:`pdlib.weightings.weight`.
-    """
-    w = weight(weighting, denoiser.schedule, t, steps)
-    return (w.to(x_hat) * (x_hat - x).square().flatten(1).mean(1)).mean()
-
-
-def denoising_loss(
-    denoiser: Denoiser,
-    x: Tensor,
-    generator: torch.Generator,
-    weighting: str | Clipped = "truncated_snr",
-    steps: int | None = None,
-    skip_top: bool = False,
-) -> Tensor:
-    """w(t) ‖x̂(z_t) − x‖² at random times: how a teacher learns. Salimans & Ho 2022, algorithm 1.
-
-    Args:
-        denoiser: the network in training.
-        x: clean data, shape (batch, …).
-        generator: source of t and of the noise, on x's device.
-        weighting: as in :func:`pdlib.weightings.weight`.
-        steps: draw t from the grid i/N, i = 1 … N; ``None`` for continuous t in (0, 1].
-        skip_top: leave t = 1 out of that grid, see :func:`random_grid_times`.
-    """
-    if steps is None:
-        t = 1 - torch.rand(len(x), generator=generator, device=x.device, dtype=torch.float64)
-    else:
-        t = random_grid_times(len(x), steps, generator, skip_top)
-    z, _ = diffuse(x, t, denoiser, generator)
-    return weighted_loss(denoiser(z, t), x, denoiser, t, weighting, steps)
-
-
-def random_grid_times(count: int, steps: int, generator: torch.Generator, skip_top: bool = False) -> Tensor:
-    """t = i/N with i uniform on {1 … N}: the top time, t = 1, where sampling starts, is among them.
-
-    ``skip_top`` draws from {1 … N − 1} instead. That is what is left of the off-by-one grid {0 … N − 1}, as
-    there is nothing to learn at t = 0: a mistake that halving makes fatal, here so that it can be seen and studied.
-    """
-    i = torch.randint(steps - skip_top, (count,), generator=generator, device=generator.device)
-    return grid(steps, generator.device)[i]
-
-
-def diffuse(x: Tensor, t: Tensor, denoiser: Denoiser, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """z_t = α_t x + σ_t ε, and the ε drawn for it; both of x's shape."""
-    eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    alpha, sigma = denoiser.schedule.alpha_sigma(t)
-    return expand(alpha, x) * x + expand(sigma, x) * eps, eps
-
-
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a training runs.
+    """How a training runs; all that decides its result besides the denoiser, the objective and the data.
 
     Args:
         updates: parameter updates.
@@ -101,6 +38,7 @@ class TrainingSettings:
         anneal: how it falls afterwards: ``"linear"`` or ``"cosine"`` to 0, or ``"constant"``.
         ema: decay per update of the exponential moving average of the weights; 0 for none.
         max_gradient_norm: gradients longer than this are scaled down to it.
+        seed: of the generator that draws batches, times and noise.
     """
 
     updates: int
@@ -110,6 +48,7 @@ class TrainingSettings:
     anneal: str = "linear"
     ema: float = 0.999
     max_gradient_norm: float = 1.0
+    seed: int = 0
 
     def rate(self, update: int) -> float:
         """The learning rate at an update, counted from 0."""
@@ -120,16 +59,37 @@ class TrainingSettings:
             "cosine": 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item()),
             "constant": 1.0,
         }
+        if self.anneal not in fall:
+            raise ValueError(unknown("anneal", self.anneal, fall))
         return self.learning_rate * rise * fall[self.anneal]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the process that trains does beside training; nothing in it decides the result."""
+
+    label: str = "training"
+    """What the progress bar, the errors and the checkpoint call the training."""
+    folder: Path | None = None
+    """Where to keep a checkpoint, ``label.checkpoint``, and to go on from it; ``None`` to keep nothing."""
+    checkpoint_seconds: float = 20.0
+    """At most so long is lost to a kill."""
+    progress: bool = True
+    """Whether to show a progress bar."""
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file to save to and to go on from."""
+        return None if self.folder is None else Path(self.folder) / f"{self.label}.checkpoint"
 
 
 @dataclass(frozen=True)
 class Trained:
     """What :func:`fit` returns."""
 
-    ema: Denoiser
+    ema: nn.Module
     """The denoiser with averaged weights, ready for sampling."""
-    raw: Denoiser
+    raw: nn.Module
     """The denoiser with the weights of the last update."""
     losses: Tensor
     """The loss before each update, shape (updates,)."""
@@ -139,48 +99,39 @@ class Trained:
     """Time spent, over all sessions of a resumed training."""
 
 
+_SESSION = Session()
+
+
 def fit(
-    denoiser: Denoiser,
-    loss: Loss,
-    data: Tensor,
-    settings: TrainingSettings,
-    *,
-    seed: int,
-    label: str = "training",
-    checkpoint: Path | None = None,
-    checkpoint_seconds: float = 20.0,
-    progress: bool = True,
+    denoiser: nn.Module, objective: Objective, data: Tensor, settings: TrainingSettings, session: Session = _SESSION
 ) -> Trained:
-    """Minimise ``loss`` over batches of ``data``, in place, and return the result.
+    """Minimise an objective over batches of data, in place, and return the result.
 
     The same seed gives the same weights, also when the process is killed and started again with
-    the same ``checkpoint``: all that an update depends on is in that file.
+    the same checkpoint: all that an update depends on is in that file.
 
     Args:
-        denoiser: the network to train; its device decides where.
-        loss: (denoiser, batch of x, generator) -> scalar.
+        denoiser: a module (z, t) -> x̂ with a schedule; its device decides where.
+        objective: (denoiser, its average, batch of x, generator) -> scalar loss, see :mod:`pdlib.objectives`.
         data: clean data on that device, shape (n, …).
-        settings: see :class:`TrainingSettings`.
-        seed: of the generator that draws batches, times and noise.
-        label: what the progress bar and the errors call this training.
-        checkpoint: file to save to and to go on from; ``None`` to keep nothing.
-        checkpoint_seconds: at most so long is lost to a kill.
-        progress: show a progress bar.
+        settings: how to train.
+        session: what to show and to keep.
 
     Raises:
         NotFiniteError: where the loss or its gradient is NaN or infinite; weights and checkpoint
             stay as they were before it.
-        DamagedFileError: for a checkpoint that is damaged or belongs to other settings.
+        DamagedFileError: for a checkpoint that is damaged, or belongs to another training.
         OSError: where the checkpoint cannot be written.
     """
-    network = denoiser.network.train().requires_grad_(True)
-    parameters = list(network.parameters())
+    checkpoint = session.checkpoint
+    fingerprint = {} if checkpoint is None else _fingerprint(denoiser, objective, data, settings)
+    denoiser.train().requires_grad_(True)
+    parameters = list(denoiser.parameters())
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    generator = torch.Generator(data.device).manual_seed(seed)
+    average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)).eval()
+    generator = torch.Generator(data.device).manual_seed(settings.seed)
     losses, norms = torch.zeros(settings.updates), torch.zeros(settings.updates)
-    state = _State(network, average, optimizer, generator, losses, norms)
-    fingerprint = {"label": label, "seed": seed, **asdict(settings)}
+    state = _State(denoiser, average, optimizer, generator, losses, norms)
     first, seconds = 0, 0.0
     if checkpoint is not None and checkpoint.is_file():
         first, seconds = state.load(checkpoint, fingerprint)
@@ -188,39 +139,51 @@ def fit(
     with (
         torch.random.fork_rng(devices=[data.device] if data.is_cuda else []),
         tqdm(
-            total=settings.updates, initial=first, desc=label, unit="update", disable=not progress, mininterval=0.5
+            total=settings.updates,
+            initial=first,
+            desc=session.label,
+            unit="update",
+            disable=not session.progress,
+            mininterval=0.5,
         ) as bar,
     ):
         for update in range(first, settings.updates):
-            torch.manual_seed((seed * 1_000_003 + update) % 2**63)  # of dropout, which takes no generator
+            torch.manual_seed((settings.seed * 1_000_003 + update) % 2**63)  # of dropout, which takes no generator
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(update)
             batch = torch.randint(len(data), (settings.batch_size,), generator=generator, device=data.device)
             optimizer.zero_grad(set_to_none=True)
-            value = loss(denoiser, data[batch], generator)
+            value = objective(denoiser, average.module, data[batch], generator)
             value.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             losses[update], norms[update] = value.detach(), norm
             if not (losses[update].isfinite() and norms[update].isfinite()):
-                raise NotFiniteError(_not_finite_message(label, update, losses[update], norms[update], checkpoint))
+                raise NotFiniteError(_not_finite_message(session, update, losses[update], norms[update]))
             optimizer.step()
-            average.update_parameters(network)
+            average.update_parameters(denoiser)
             bar.update()
             now = time.monotonic()
-            if checkpoint is not None and now - saved > checkpoint_seconds:
+            if checkpoint is not None and now - saved > session.checkpoint_seconds:
                 bar.set_postfix(loss=f"{losses[max(0, update - 99) : update + 1].mean():.4f}")
                 state.save(checkpoint, fingerprint, update + 1, seconds + now - started)
                 saved = time.monotonic()
     seconds += time.monotonic() - started
-    averaged = average.module if settings.ema > 0 else network
-    return Trained(_frozen(denoiser, averaged), _frozen(denoiser, network), losses, norms, seconds)
+    averaged = average.module if settings.ema > 0 else denoiser
+    return Trained(_frozen(averaged), _frozen(denoiser), losses, norms, seconds)
+
+
+def _fingerprint(denoiser: nn.Module, objective: Objective, data: Tensor, settings: TrainingSettings) -> dict[str, str]:
+    """All that decides every update, by what a person would call it."""
+    return {"denoiser": digest(denoiser), "objective": digest(objective), "data": digest(data)} | {
+        name: str(value) for name, value in asdict(settings).items()
+    }
 
 
 @dataclass
 class _State:
     """Everything that the next update depends on, to and from one file."""
 
-    network: torch.nn.Module
+    denoiser: nn.Module
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -229,7 +192,7 @@ class _State:
 
     def save(self, path: Path, fingerprint: dict, update: int, seconds: float) -> None:
         tensors = {"generator": self.generator.get_state(), "losses": self.losses, "norms": self.norms}
-        tensors |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"denoiser.{name}": value for name, value in self.denoiser.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
@@ -238,18 +201,28 @@ class _State:
     def load(self, path: Path, fingerprint: dict) -> tuple[int, float]:
         """Restore from a file; returns the update to go on with, and the seconds spent before."""
         tensors, metadata = read_tensors(path)
-        if metadata.get("fingerprint") != fingerprint:
+        there = metadata.get("fingerprint") or {}
+        different = [name for name in fingerprint if there.get(name) != fingerprint[name]]
+        if different:
             raise DamagedFileError(
-                f"{path} belongs to a training with other settings: delete it to train anew, or choose another folder"
+                f"{path} belongs to a training with another {', '.join(different)}: delete it to train anew, or choose "
+                "another folder"
             )
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"denoiser": {}, "average": {}, "optimizer": {}}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             if rest:
                 parts[part][rest] = value
-        self.network.load_state_dict(parts["network"])
+        try:
+            self.generator.set_state(tensors["generator"])
+        except RuntimeError as error:
+            raise DamagedFileError(
+                f"{path} was made on another kind of device, whose random numbers cannot go on here ({error}): go on "
+                "there, or delete it to train anew"
+            ) from error
+        self.denoiser.load_state_dict(parts["denoiser"])
         self.average.load_state_dict(parts["average"])
-        parameters = list(self.network.parameters())
+        parameters = list(self.denoiser.parameters())
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in parts["optimizer"].items():
             index, _, moment = name.partition(".")
@@ -258,20 +231,19 @@ class _State:
                 value = torch.empty_like(like, requires_grad=False).copy_(value)
             moments.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.generator.set_state(tensors["generator"])
         self.losses.copy_(tensors["losses"])
         self.norms.copy_(tensors["norms"])
         return metadata["update"], metadata["seconds"]
 
 
-def _frozen(denoiser: Denoiser, network: torch.nn.Module) -> Denoiser:
-    network = copy.deepcopy(network).eval().requires_grad_(False)
-    return Denoiser(network, denoiser.prediction, denoiser.schedule)
+def _frozen(denoiser: nn.Module) -> nn.Module:
+    return copy.deepcopy(denoiser).eval().requires_grad_(False)
 
 
-def _not_finite_message(label: str, update: int, loss: Tensor, norm: Tensor, checkpoint: Path | None) -> str:
+def _not_finite_message(session: Session, update: int, loss: Tensor, norm: Tensor) -> str:
+    checkpoint = session.checkpoint
     kept = f" The last good checkpoint is kept in {checkpoint}." if checkpoint and checkpoint.is_file() else ""
     return (
-        f"{label}: at update {update} the loss is {loss:.4g} and its gradient's norm {norm:.4g}; training stopped "
-        f"before using them.{kept} Look for NaN or very large values in the data, or lower the learning rate."
+        f"{session.label}: at update {update} the loss is {loss:.4g} and its gradient's norm {norm:.4g}; training "
+        f"stopped before using them.{kept} Look for NaN or very large values in the data, or lower the learning rate."
     )

@@ -5,93 +5,130 @@
     "truncated_snr"    max(α²/σ², 1)    = max(‖x̂ − x‖², ‖ε̂ − ε‖²)
     "snr_plus_one"     1 + α²/σ²        = the v loss, ‖v̂ − v‖²
     "log_snr_density"  −1/(dλ/dt)       the weight the plain ε loss gives each term of the
-                                        variational bound; discretised over N steps it is
-                                        SNR_i / (SNR_{i−1} − SNR_i) ≈ N times that
+                                        variational bound, see :class:`Density`
 
+A weighting is one of these names, or any callable (schedule, t) -> w(t), of t's shape and in float64.
 Every value is finite for t in (0, 1], α_1 = 0 included; at t = 0 the SNR is infinite.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pdlib.schedules import Schedule, grid
+from pdlib.files import unknown
+from pdlib.grids import Grid
+from pdlib.schedules import Schedule
 
-__all__ = ["WEIGHTINGS", "Clipped", "clipped", "weight"]
+__all__ = ["WEIGHTINGS", "Clipped", "Density", "Weighting", "on_grid", "weight"]
 
-WEIGHTINGS = ("constant", "snr", "truncated_snr", "snr_plus_one", "log_snr_density")
+Weighting = Callable[[Schedule, Tensor], Tensor]
+
+
+def _snr(schedule: Schedule, t: Tensor) -> Tensor:
+    alpha, sigma = schedule.alpha_sigma(t)
+    return alpha**2 / sigma**2
+
+
+@dataclass(frozen=True)
+class Density:
+    """The log-SNR density −1/(dλ/dt); over a grid of N steps, SNR_i / (SNR_{i−1} − SNR_i) ≈ N times that.
+
+    Args:
+        steps: N; ``None`` for the density itself.
+    """
+
+    steps: int | None = None
+
+    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
+        if self.steps is None:
+            return -1 / schedule.dlog_snr(t)
+        # SNR_t / (SNR_s − SNR_t) with s = t − 1/N, multiplied through by σ_s² σ_t² so that neither
+        # α_t = 0 nor σ_s = 0 divides by 0; the difference of squares keeps its digits.
+        alpha, sigma = schedule.alpha_sigma(t)
+        alpha_s, sigma_s = schedule.alpha_sigma((t.double() - 1 / self.steps).clamp(min=0))
+        difference = (alpha_s * sigma - alpha * sigma_s) * (alpha_s * sigma + alpha * sigma_s)
+        return (alpha * sigma_s) ** 2 / difference
 
 
 @dataclass(frozen=True)
 class Clipped:
-    """A weighting confined to [min, max]; made by :func:`clipped`."""
+    """A weighting clipped to [min, max].
 
-    weighting: str
-    min: float | None = None
-    max: float | None = None
-    normalize: bool = False
-
-
-def clipped(weighting: str, min: float | None = None, max: float | None = None, normalize: bool = False) -> Clipped:
-    """A weighting clipped to [min, max], to be used wherever a weighting's name is.
-
-    With ``normalize`` it is then divided by its mean over the grid of ``steps`` times, so that
-    clipping does not change the size of the loss.
+    Args:
+        weighting: what is clipped.
+        min, max: the limits; ``None`` for none.
+        normalize: N, to divide by the mean over the grid i/N, i = 1 … N, so that clipping does not change the size of
+            the loss.
 
     Raises:
-        ValueError: for an unknown weighting, or a minimum above the maximum.
+        ValueError: for an unknown weighting, or limits that leave no weight or turn it negative.
     """
-    _require_known(weighting)
-    if min is not None and max is not None and min > max:
-        raise ValueError(f"clip minimum {min} is above clip maximum {max}: lower the one or raise the other")
-    return Clipped(weighting, min, max, normalize)
+
+    weighting: str | Weighting
+    min: float | None = None
+    max: float | None = None
+    normalize: int | None = None
+
+    def __post_init__(self):
+        _named(self.weighting)
+        low, high = 0.0 if self.min is None else self.min, math.inf if self.max is None else self.max
+        if not 0 <= low < math.inf:
+            raise ValueError(f"clip_min={self.min}: a weight is a finite number of 0 or more")
+        if not high > 0:
+            raise ValueError(f"clip_max={self.max}: must be above 0, or no weight is left")
+        if low > high:
+            raise ValueError(f"clip_min={self.min} is above clip_max={self.max}: lower the one or raise the other")
+
+    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
+        value = weight(self.weighting, schedule, t)
+        value = value.clamp(0 if self.min is None else self.min, torch.inf if self.max is None else self.max)
+        if self.normalize is None:
+            return value
+        return value / replace(self, normalize=None)(schedule, Grid(self.normalize).times.to(t.device)).mean()
 
 
-def weight(weighting: str | Clipped, schedule: Schedule, t: Tensor, steps: int | None = None) -> Tensor:
+WEIGHTINGS: dict[str, Weighting] = {
+    "constant": lambda schedule, t: torch.ones_like(t, dtype=torch.float64),
+    "snr": _snr,
+    "truncated_snr": lambda schedule, t: _snr(schedule, t).clamp(min=1),
+    "snr_plus_one": lambda schedule, t: 1 / schedule.alpha_sigma(t)[1] ** 2,  # 1 + α²/σ², as α² + σ² = 1
+    "log_snr_density": Density(),
+}
+"""Every weighting by name. A new one is one entry."""
+
+
+def weight(weighting: str | Weighting, schedule: Schedule, t: Tensor) -> Tensor:
     """w(t), of t's shape, in float64.
 
     Args:
-        weighting: one of :data:`WEIGHTINGS`, or what :func:`clipped` returned.
+        weighting: one of :data:`WEIGHTINGS`, or a callable.
         schedule: gives α, σ and dλ/dt.
         t: times in [0, 1], any shape.
-        steps: the number of steps N of a discrete grid, on which ``"log_snr_density"`` takes its
-            discretised form. Ignored by the other weightings.
 
     Raises:
-        ValueError: for an unknown weighting, or ``normalize`` without ``steps``.
+        ValueError: for an unknown weighting.
     """
+    return _named(weighting)(schedule, t)
+
+
+def on_grid(weighting: str | Weighting, N: int | None) -> Weighting:
+    """The weighting as it is on a grid of N steps, if any: a :class:`Density` without steps takes those."""
+    weighting = _named(weighting)
+    if isinstance(weighting, Density):
+        return weighting if weighting.steps else Density(N)
     if isinstance(weighting, Clipped):
-        low, high = weighting.min, weighting.max
-        value = weight(weighting.weighting, schedule, t, steps)
-        value = value.clamp(0 if low is None else low, torch.inf if high is None else high)
-        if not weighting.normalize:
-            return value
-        if steps is None:
-            raise ValueError("a normalized weighting divides by its mean over a grid: give steps")
-        whole = clipped(weighting.weighting, weighting.min, weighting.max)
-        return value / weight(whole, schedule, grid(steps, t.device), steps).mean()
-    _require_known(weighting)
-    alpha, sigma = schedule.alpha_sigma(t)
-    if weighting == "constant":
-        return torch.ones_like(alpha)
-    if weighting == "snr":
-        return alpha**2 / sigma**2
-    if weighting == "truncated_snr":
-        return (alpha**2 / sigma**2).clamp(min=1)
-    if weighting == "snr_plus_one":
-        return 1 / sigma**2  # 1 + α²/σ², as α² + σ² = 1
-    if steps is None:
-        return -1 / schedule.dlog_snr(t)
-    # SNR_t / (SNR_s − SNR_t) with s = t − 1/N, multiplied through by σ_s² σ_t² so that neither
-    # α_t = 0 nor σ_s = 0 divides by 0; the difference of squares keeps its digits.
-    alpha_s, sigma_s = schedule.alpha_sigma((t.double() - 1 / steps).clamp(min=0))
-    difference = (alpha_s * sigma - alpha * sigma_s) * (alpha_s * sigma + alpha * sigma_s)
-    return (alpha * sigma_s) ** 2 / difference
+        return replace(weighting, weighting=on_grid(weighting.weighting, N))
+    return weighting
 
 
-def _require_known(weighting: str) -> None:
+def _named(weighting: str | Weighting) -> Weighting:
+    if not isinstance(weighting, str):
+        return weighting
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting={weighting!r} is unknown; it must be one of {', '.join(WEIGHTINGS)}")
+        raise ValueError(unknown("weighting", weighting, WEIGHTINGS))
+    return WEIGHTINGS[weighting]

@@ -22,8 +22,8 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory, own_cache):
     """A finished run of the smoke preset with its report, made by the command."""
-    from pdlib import cli, reports
+    from pdlib.runs import cli, load_run
 
     folder = tmp_path_factory.mktemp("runs") / "smoke"
     assert cli.main(["run", "--preset", "smoke", "--folder", str(folder)]) == 0
-    return reports.load_run(folder)
+    return load_run(folder)

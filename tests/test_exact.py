@@ -157,6 +157,18 @@ def test_the_empirical_denoiser_is_a_mixture_of_points():
     torch.testing.assert_close(EmpiricalDenoiser(points, COSINE)(z, T), mixture(z, T))
 
 
+def test_without_noise_a_mixture_of_points_is_the_nearest_and_a_cloud_is_what_is_seen():
+    zero, points = torch.zeros(3).double(), noise(5, 2, seed=1)
+    near = points[:3] + 1e-3 * noise(3, 2)
+    mixture = MixtureDenoiser(torch.full((5,), 0.2), points, torch.zeros(5, 2, 2), COSINE)
+    assert torch.equal(mixture(near, zero), points[:3])
+    both = torch.stack([torch.zeros(2, 2), torch.eye(2)]).double()  # a point, and a cloud about another
+    answer = MixtureDenoiser(torch.tensor([0.5, 0.5]), points[:2], both, COSINE)
+    seen = torch.stack([points[0], points[1], noise(2, seed=2)])
+    assert answer.responsibilities(seen, zero)[:, 0].tolist() == [1, 0, 0]  # of z at the point itself: surely the point
+    torch.testing.assert_close(answer(seen, zero), seen)
+
+
 @pytest.mark.parametrize(
     "denoiser",
     [

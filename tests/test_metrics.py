@@ -1,13 +1,18 @@
 import math
+import multiprocessing
+import shutil
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from pdlib import metrics
+from pdlib import plots
 from pdlib.data import Data, load_data
+from pdlib.files import read_tensors, write_tensors
 from pdlib.metrics import (
     METRICS,
+    Metric,
     feature_network,
     features,
     frechet_distance,
@@ -199,13 +204,31 @@ def test_the_floor_is_what_draws_from_the_data_themselves_score():
 
 
 def test_the_floor_draws_nothing_but_the_data(monkeypatch):
-    seen = []
-    monkeypatch.setattr(metrics, "measure", lambda network, real, groups: seen.extend(groups))
     real = torch.arange(10.0)[:, None]
-    sampling_floor(nn.Flatten(), real, groups=3, size=1000)
-    assert [group.shape for group in seen] == [(1000, 1)] * 3
-    assert all(group.unique().tolist() == list(range(10)) for group in seen)
-    assert not torch.equal(seen[0], seen[1])
+    probes = {
+        "count": lambda real, fake: float(len(fake)),
+        "foreign": lambda real, fake: float((~torch.isin(fake, real)).sum()),
+        "missing": lambda real, fake: float((~torch.isin(real, fake)).sum()),
+        "mean": lambda real, fake: fake.mean().item(),
+    }
+    for name, probe in probes.items():
+        monkeypatch.setitem(METRICS, name, Metric(probe, False, name))
+    found = sampling_floor(nn.Flatten(), real, groups=3, size=1000)
+    assert (found["count"].value, found["count"].left_out) == (3000, [2000] * 3)
+    assert (found["foreign"].value, found["missing"].value) == (0, 0)
+    assert len(set(found["mean"].left_out)) == 3  # each group has draws of its own
+
+
+def test_a_metric_from_outside_is_one_entry_and_is_measured_and_plotted(monkeypatch):
+    monkeypatch.setitem(
+        METRICS, "shift", Metric(lambda real, fake: (real.mean() - fake.mean()).abs().item(), True, "far")
+    )
+    real = noise(40, 2)
+    found = measure(lambda x: 2 * x, real, [real[:20] + 1, real[20:] + 1])
+    assert found["shift"].value == pytest.approx(2)
+    assert {name: metric.label for name, metric in METRICS.items()} == plots.METRIC_LABELS
+    stored = {"curves": {"ddim": {"1": {"shift": [2, 0.1]}, "2": {"shift": [1, 0.1]}}}, "floor": {"shift": [0.1, 0.01]}}
+    assert plots.plot_quality(stored, "shift").axes[0].get_ylabel().startswith("far to real data")
 
 
 # The network whose features are compared.
@@ -227,23 +250,58 @@ def quick(data, updates=3):
     return feature_network(data, updates=updates, progress=False)
 
 
-def test_the_feature_network_is_trained_the_same_way_every_time_and_kept(cache, digits, monkeypatch):
+def test_the_feature_network_is_trained_the_same_way_every_time_and_kept(cache, digits):
     torch.manual_seed(1)
     first = features(quick(digits), digits.x)
     (path,) = cache.iterdir()
     path.unlink()
     torch.manual_seed(2)
     assert torch.equal(features(quick(digits), digits.x), first)
-    assert path.exists()
-    monkeypatch.setattr(metrics, "_train_classifier", lambda *_: pytest.fail("was trained again"))
-    assert torch.equal(features(quick(digits), digits.x), first)
+    tensors, about = read_tensors(path)
+    write_tensors(path, tensors | {"deviation": tensors["deviation"] * 2}, about)  # what is kept is what is used
+    torch.testing.assert_close(features(quick(digits), digits.x), first / 2)
 
 
-def test_a_damaged_cache_is_trained_again(cache, digits):
+def test_a_damaged_cache_or_a_network_for_other_data_is_trained_again(cache, digits):
     first = features(quick(digits), digits.x)
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:-100])
     assert torch.equal(features(quick(digits), digits.x), first)
+    quick(Data("other", digits.x, digits.labels.flip(0)))
+    (other,) = set(cache.iterdir()) - {path}
+    shutil.copy(other, path)
+    assert torch.equal(features(quick(digits), digits.x), first)
+
+
+def test_a_cache_that_cannot_be_written_is_told_once_and_done_without(tmp_path, monkeypatch, digits):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PDLIB_CACHE", str(tmp_path / "file" / "cache"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        first, again = (features(quick(digits), digits.x) for _ in range(2))
+    assert torch.equal(first, again)
+    (message,) = (str(warning.message) for warning in told)
+    assert f"cannot be kept in {tmp_path / 'file' / 'cache'} (Not a directory)" in message
+    assert "set PDLIB_CACHE" in message
+
+
+def train_often(cache, digits):
+    for _ in range(30):
+        for path in cache.glob("*.safetensors"):
+            path.unlink(missing_ok=True)
+        quick(digits, updates=1)
+
+
+def test_two_processes_may_write_one_cache(cache, digits):
+    few = Data("digits", digits.x[:16], digits.labels[:16])
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=train_often, args=(cache, few)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_other_data_labels_or_updates_have_a_network_of_their_own(cache, digits):
@@ -274,6 +332,18 @@ def test_without_labels_the_classes_are_the_turns_that_keep_the_shape(cache, sha
     network = quick(data)
     assert network(data.x).shape == (40, 64)
     assert network.classify.out_features == {4: 4, 2: 3}[turns]  # numbered by quarter turns: 0 … 3, or 0 and 2
+
+
+def test_a_single_class_teaches_no_more_than_none(cache):
+    x = noise(40, 1, 8, 8).float()
+    one, none = quick(Data("one class", x, torch.zeros(40).long())), quick(Data("unlabelled", x))
+    assert torch.equal(one(x), none(x))
+
+
+def test_images_that_are_all_the_same_have_finite_distances(cache):
+    x = torch.zeros(20, 1, 8, 8)
+    found = measure(quick(Data("constant", x, torch.arange(20) % 2)), x, [x[:10], x[10:]])
+    assert all(estimate.value == 0 for estimate in found.values())
 
 
 def test_the_features_of_points_are_the_points(cache):

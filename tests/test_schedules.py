@@ -1,4 +1,8 @@
+import copy
+import gc
 import math
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -7,14 +11,20 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import ALL, CLEAN_START, TOLERANCE, ZERO_TERMINAL, clean_start, relative_error, schedules, times
+from tiny import generator, noise, tiny
 
+from pdlib.grids import Grid
+from pdlib.objectives import Objective, TwoSteps
 from pdlib.schedules import (
+    SCHEDULES,
     CosineSchedule,
     DiscreteSchedule,
     LinearSchedule,
+    Schedule,
     ZeroTerminalSNR,
+    diffuse,
     expand,
-    grid,
+    make_schedule,
     schedule_from_config,
     zero_terminal_snr,
 )
@@ -109,7 +119,7 @@ def test_the_linear_schedule_solves_its_differential_equation(low, high, t):
 
 def test_the_linear_schedule_is_the_limit_of_the_discrete_one():
     # β_i = β(i/T)/T: the betas of 1e-4 … 0.02 at T = 1000, spread ever finer.
-    t = grid(10)
+    t = Grid(10).times
     alpha, _ = LinearSchedule().alpha_sigma(t)
     errors = [
         relative_error(DiscreteSchedule.linear_beta(T, 0.1 / T, 20 / T).alpha_sigma(t)[0], alpha)
@@ -122,7 +132,7 @@ def test_the_linear_schedule_is_the_limit_of_the_discrete_one():
 @pytest.mark.parametrize("name", ["discrete_cosine", "discrete_linear", "discrete_linear_zero_terminal"])
 def test_a_discrete_schedule_returns_its_values_on_the_grid(name):
     schedule = ALL[name]
-    alpha, sigma = schedule.alpha_sigma(grid(schedule.T))
+    alpha, sigma = schedule.alpha_sigma(Grid(schedule.T).times)
     assert relative_error(alpha**2, schedule.alpha_bar) <= TOLERANCE
     assert ((sigma**2 / (1 - schedule.alpha_bar) - 1).abs() <= TOLERANCE).all()
 
@@ -131,10 +141,10 @@ def test_a_discrete_schedule_returns_its_values_on_the_grid(name):
 def test_a_time_reached_by_subtraction_is_still_on_the_grid(T):
     values = torch.linspace(0.9, 0, T, dtype=torch.float64)
     schedule = DiscreteSchedule(values)
-    t = grid(T)[1:] - 1 / T  # (i + 1)/T − 1/T is not i/T to the last bit
+    t = Grid(T).times[1:] - 1 / T  # (i + 1)/T − 1/T is not i/T to the last bit
     assert relative_error(schedule.alpha_sigma(t)[0] ** 2, values[:-1]) <= 1e-15 * T
     # The slope jumps at a grid point: from the left, it is that of the segment below.
-    torch.testing.assert_close(schedule.dlog_snr(t), schedule.dlog_snr(grid(T)[:-1]))
+    torch.testing.assert_close(schedule.dlog_snr(t), schedule.dlog_snr(Grid(T).times[:-1]))
 
 
 @given(st.floats(0, 1))
@@ -203,21 +213,12 @@ def test_the_notes_values_of_the_cosine_schedule_of_1000_steps():
 
 
 @given(st.integers(1, 2048))
-def test_the_grid_runs_from_1_over_n_to_1_exactly(steps):
-    t = grid(steps)
-    assert t.dtype == torch.float64
-    assert (len(t), t[0], t[-1]) == (steps, 1 / steps, 1)
-    assert t[0] - 1 / steps == 0  # t'' of the lowest time is 0 to the last bit
-    torch.testing.assert_close(t.diff(), torch.full((steps - 1,), 1 / steps, dtype=torch.float64), rtol=1e-9, atol=0)
-
-
-@given(st.integers(1, 2048))
 def test_the_wrong_grids_top_time_keeps_signal(steps):
     # Trained on i = 0 … N − 1, a network never sees t = 1; its noisiest input still holds α = sin(π/2N) of the data.
     wrong_top = torch.tensor([1 - 1 / steps], dtype=torch.float64)
     alpha, _ = CosineSchedule().alpha_sigma(wrong_top)
     assert alpha.item() == pytest.approx(math.sin(math.pi / (2 * steps)), rel=1e-10)
-    assert CosineSchedule().alpha_sigma(grid(steps))[0][-1] == 0
+    assert CosineSchedule().alpha_sigma(Grid(steps).times)[0][-1] == 0
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -258,11 +259,258 @@ def test_expand_shapes_and_casts_to_multiply_z():
         (lambda: DiscreteSchedule([0.5, -0.1]), "must fall strictly"),
         (lambda: DiscreteSchedule([1.0, 0.5]), "must fall strictly"),
         (lambda: DiscreteSchedule([0.5], alpha_bar_0=1.5), "at most 1"),
-        (lambda: schedule_from_config({"name": "sine"}), "'sine' is unknown; it must be one of cosine, linear"),
+        (lambda: schedule_from_config({"name": "sine"}), "'sine' is unknown; did you mean 'cosine'"),
         (lambda: schedule_from_config({"name": "cosine", "s": 1}), "wrong arguments"),
-        (lambda: grid(0), "at least 1 step"),
     ],
 )
 def test_a_wrong_argument_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# One evaluation for each tensor of times.
+
+
+class Counted(CosineSchedule):
+    """Counts how often it computes; an answer is right if it is that of a schedule that is asked for the first time."""
+
+    def __init__(self):
+        super().__init__()
+        self.computed = 0
+
+    def _alpha_sigma(self, t):
+        self.computed += 1
+        return super()._alpha_sigma(t)
+
+    def right(self, t):
+        found, expected = self.alpha_sigma(t), CosineSchedule().alpha_sigma(t.clone())
+        return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+T = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+
+
+def test_whoever_asks_for_the_same_tensor_of_times_is_given_the_same_answer():
+    schedule, t, equal = Counted(), T.clone(), T.clone()
+    first = schedule.alpha_sigma(t)
+    for ask in (schedule.alpha_sigma, schedule.log_snr, schedule.dlog_snr, schedule.angle):
+        ask(t)
+    assert schedule.computed == 1
+    assert schedule.alpha_sigma(t)[0] is first[0]
+    schedule.alpha_sigma(equal)  # another tensor, if an equal one
+    assert schedule.computed == 2
+    assert not torch.equal(LinearSchedule().alpha_sigma(t)[0], first[0])  # another schedule
+
+
+def test_an_update_of_algorithm_2_asks_for_three_times_and_computes_three():
+    schedule = Counted()
+    teacher = tiny(schedule=schedule, grid=Grid(8))
+    student = teacher.student(grid=Grid(4))
+    average = copy.deepcopy(student)  # as the update loop makes it
+    objective = Objective(TwoSteps(teacher, 4), Grid(4))
+    for update in range(2):
+        schedule.computed = 0
+        objective(student, average, noise(6, 2, seed=update).float(), generator(update)).backward()
+        assert schedule.computed == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.mul_(0.5),
+        lambda t: t.__setitem__(2, 0.05),
+        lambda t: t[1:3].fill_(0.3),  # through a view
+        lambda t: torch.sqrt(T, out=t),
+        lambda t: t.copy_(T.flip(0)),
+        torch.inference_mode()(lambda t: t.mul_(0.5)),
+    ],
+)
+def test_times_that_were_changed_in_place_are_computed_again(change):
+    schedule, t = Counted(), T.clone()
+    schedule.alpha_sigma(t)
+    change(t)
+    assert not torch.equal(t, T)
+    assert schedule.right(t)
+
+
+def test_a_view_is_computed_again_when_what_it_looks_at_changes():
+    schedule, base = Counted(), T.clone()
+    view = base[1:]
+    schedule.alpha_sigma(view)
+    base.mul_(0.5)
+    assert schedule.right(view)
+
+
+def test_an_answer_that_was_changed_in_place_is_not_given_to_the_next():
+    schedule, t = Counted(), T.clone()
+    for part in schedule.alpha_sigma(t):
+        part.zero_()
+    assert schedule.right(t)
+
+
+def test_times_made_for_inference_may_change_unseen():
+    schedule = Counted()
+    with torch.inference_mode():
+        t = T.clone()
+        schedule.alpha_sigma(t)
+        t.mul_(0.5)
+        assert schedule.right(t)
+
+
+def test_an_answer_made_for_inference_is_not_kept_for_training():
+    schedule, t, scale = Counted(), T.clone(), torch.ones(5, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        schedule.alpha_sigma(t)
+    alpha, _ = schedule.alpha_sigma(t)
+    (alpha * scale).sum().backward()
+    assert torch.equal(scale.grad, alpha)
+
+
+def test_times_with_a_gradient_take_it_along_every_time():
+    schedule, t = Counted(), T.clone()
+    schedule.alpha_sigma(t)
+    t.requires_grad_()
+    with torch.no_grad():
+        schedule.alpha_sigma(t)
+    for _ in range(2):  # each backward through a graph of its own
+        (slope,) = torch.autograd.grad(schedule.angle(t).sum(), t)
+        torch.testing.assert_close(slope, torch.full_like(T, math.pi / 2))
+
+
+def test_transforms_of_functions_see_through():
+    schedule, t = Counted(), T.clone()
+    schedule.alpha_sigma(t)
+    slope = torch.full_like(t, math.pi / 2)
+    for _ in range(2):
+        torch.testing.assert_close(torch.func.jvp(schedule.angle, (t,), (torch.ones_like(t),))[1], slope)
+        torch.testing.assert_close(torch.func.vmap(torch.func.grad(schedule.angle))(t), slope)
+        torch.testing.assert_close(torch.func.vmap(schedule.angle)(t), schedule.angle(t))
+        torch.testing.assert_close(torch.func.jacrev(schedule.angle)(t), slope.diag())
+    again = T.clone()  # first asked for within a transform that does not concern it
+    found, moved = torch.func.jvp(lambda x: x * schedule.alpha_sigma(again)[0], (t,), (torch.ones_like(t),))
+    assert schedule.right(again)
+    assert torch.equal(moved, schedule.alpha_sigma(t)[0])
+    assert torch.equal(found, t * moved)
+
+
+class Straight(Schedule):
+    """σ = t, itself."""
+
+    def _alpha_sigma(self, t):
+        return (1 - t.double() ** 2).sqrt(), t.double()
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), LinearSchedule(), ALL["discrete_linear"], Straight()])
+def test_an_answer_lives_no_longer_than_its_times(schedule):
+    t = T.clone()
+    alive = [weakref.ref(t), *map(weakref.ref, schedule.alpha_sigma(t))]
+    del t
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * 3
+
+
+class Learned(CosineSchedule):
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def _alpha_sigma(self, t):
+        angle = math.pi / 2 * t.double() ** self.rate
+        return angle.cos(), angle.sin()
+
+
+def test_a_schedule_that_learns_is_asked_anew():
+    schedule, t = Learned(), T.clone()
+    for _ in range(2):
+        schedule.angle(t).sum().backward()
+    with torch.no_grad():
+        schedule.rate += 1
+    torch.testing.assert_close(schedule.angle(t).detach(), math.pi / 2 * t**2)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_schedule_that_was_asked_survives_copies_and_pickles(name):
+    schedule, t = ALL[name], T.clone()
+    expected = schedule.alpha_sigma(t)
+    for again in (copy.deepcopy(schedule), copy.copy(schedule), pickle.loads(pickle.dumps(schedule))):
+        assert again == schedule
+        assert all(torch.equal(one, other) for one, other in zip(again.alpha_sigma(t), expected, strict=True))
+    assert len(pickle.dumps(schedule)) == len(pickle.dumps(pickle.loads(pickle.dumps(schedule))))  # no answers with it
+
+
+# By name.
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_name_makes_its_schedule(name):
+    assert make_schedule(name) == ALL[name]
+    few = make_schedule(name, T=50)
+    assert few.T == 50 if name.startswith(("discrete", "notes")) else few == ALL[name]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_any_schedule_is_made_to_end_in_noise_alone(name):
+    schedule = make_schedule(name, zero_terminal=True)
+    assert schedule == zero_terminal_snr(ALL[name])
+    assert schedule.alpha_sigma(ENDS)[0][1] == 0
+
+
+def test_the_ends_of_lambda_are_a_cosines():
+    assert make_schedule("cosine", -20, 20) == ALL["cosine_clipped"]
+    assert make_schedule("cosine", log_snr_min=-9.0) == CosineSchedule(log_snr_min=-9.0)
+    assert make_schedule("cosine_offset", log_snr_max=9.0) == CosineSchedule(0.008, log_snr_max=9.0)
+    clipped = make_schedule("cosine", -5, 5, zero_terminal=True)
+    assert clipped.log_snr(ENDS).tolist() == [pytest.approx(5), -math.inf]
+
+
+@pytest.mark.parametrize("T", [100, 1000])
+def test_fewer_betas_add_as_much_noise_as_the_published_1000(T):
+    for name, build in (
+        ("discrete_linear", DiscreteSchedule.linear_beta),
+        ("discrete_scaled_linear", DiscreteSchedule.scaled_linear_beta),
+    ):
+        published = build()
+        assert make_schedule(name, T=T).log_snr(ENDS)[1].item() == pytest.approx(published.log_snr(ENDS)[1], abs=2)
+    assert make_schedule("discrete_linear") == DiscreteSchedule.linear_beta(1000, 0.0001, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "cosin"}, "schedule='cosin' is unknown; did you mean 'cosine'?"),
+        ({"name": "linear", "log_snr_min": -20}, "log_snr_min=-20.* with schedule='linear': only cosine and cosine_off"),
+        ({"name": "cosine_clipped", "log_snr_max": 5}, "with schedule='cosine_clipped': only cosine and cosine_offset"),
+        ({"name": "discrete_cosine", "log_snr_max": 5}, "only cosine and cosine_offset"),
+        ({"name": "cosine", "log_snr_min": 5, "log_snr_max": -5}, "log_snr_min=5 is not below log_snr_max=-5"),
+        ({"name": "discrete_linear", "T": 0}, "T=0: a schedule needs at least 1 grid point"),
+        ({"name": "discrete_linear", "T": 5}, "must fall strictly"),
+    ],
+)
+def test_what_cannot_be_made_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_schedule(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+class Power(Schedule):
+    """A schedule from elsewhere: the angle grows as a power of t."""
+
+    def __init__(self, power=2.0):
+        self.power = power
+
+    def _alpha_sigma(self, t):
+        angle = math.pi / 2 * t.double() ** self.power
+        return angle.cos(), angle.sin()
+
+    def config(self):
+        return {"name": "power", "power": self.power}
+
+
+def test_a_schedule_from_outside_is_one_entry(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "power", lambda T=1000, power=2.0: Power(power))
+    schedule = make_schedule("power")
+    torch.testing.assert_close(schedule.angle(T), math.pi / 2 * T**2)
+    assert schedule_from_config(Power(3.0).config()) == Power(3.0) != schedule
+    assert repr(Power(3.0)) == "Power(power=3.0)"
+    z, eps = diffuse(noise(1, 3), torch.full((1,), 0.5), schedule, generator(1))
+    torch.testing.assert_close(z, math.cos(math.pi / 8) * noise(1, 3) + math.sin(math.pi / 8) * eps)

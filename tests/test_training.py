@@ -1,135 +1,20 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import column, schedules, tensors, times, zero_terminal
+from tiny import COSINE, FINITE, Interrupted, Watched, interrupt, noise, same_weights, tiny
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pdlib.denoiser import Denoiser
-from pdlib.exact import GaussianDenoiser
+from pdlib.denoiser import Confined, Denoiser
 from pdlib.files import DamagedFileError
-from pdlib.schedules import CosineSchedule
-from pdlib.training import (
-    NotFiniteError,
-    TrainingSettings,
-    denoising_loss,
-    diffuse,
-    fit,
-    random_grid_times,
-    weighted_loss,
-)
-from pdlib.unet import MLP
-from pdlib.weightings import WEIGHTINGS, clipped, weight
-
-COSINE = CosineSchedule()
-STANDARD = GaussianDenoiser(torch.zeros(3), torch.eye(3), COSINE)  # of data x ~ N(0, I): E[x | z] = α z
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
-# What a training draws.
-
-
-@given(schedules, times(4), tensors(4, 3))
-def test_diffusing_mixes_the_data_with_the_noise_it_returns(schedule, t, x):
-    z, eps = diffuse(x, t, GaussianDenoiser(torch.zeros(3), torch.eye(3), schedule), generator())
-    alpha, sigma = schedule.alpha_sigma(t)
-    assert torch.equal(z, column(alpha) * x + column(sigma) * eps)
-    assert torch.equal(eps, noise(4, 3))
-
-
-@given(zero_terminal)
-def test_at_the_last_time_what_a_network_sees_is_the_noise_itself(schedule):
-    # So the identity is a perfect ε network there, and has learned nothing of x.
-    denoiser = GaussianDenoiser(torch.zeros(3), torch.eye(3), schedule)
-    z, eps = diffuse(noise(4, 3, seed=1), torch.ones(4), denoiser, generator())
-    assert torch.equal(z, eps)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5, 64])
-def test_times_are_drawn_evenly_from_1_over_n_to_1(steps):
-    t = random_grid_times(steps * 1000, steps, generator())
-    values, counts = t.unique(return_counts=True)
-    assert values.tolist() == [i / steps for i in range(1, steps + 1)]  # never 0, and 1 among them
-    chi_square = ((counts - 1000) ** 2 / 1000).sum().item()  # of mean N − 1 and variance 2 (N − 1)
-    assert chi_square <= steps - 1 + 4 * (2 * (steps - 1)) ** 0.5
-
-
-def continuous_times(count):
-    seen = []
-
-    def look(z, t):
-        seen.append(t)
-        return z
-
-    look.schedule = COSINE
-    denoising_loss(look, noise(count, 1), generator(), "constant")
-    return seen[0]
-
-
-def test_continuous_times_are_uniform():
-    t = continuous_times(10_000)
-    assert t.dtype == torch.float64
-    assert t.mean().item() == pytest.approx(0.5, abs=0.01)  # standard error 0.003
-    assert t.var().item() == pytest.approx(1 / 12, abs=0.005)
-
-
-def test_continuous_times_may_be_1_and_are_never_0(monkeypatch):
-    # A uniform number is in [0, 1): the 0 that it may be must become the noisiest time, not the clean one.
-    monkeypatch.setattr(torch, "rand", lambda count, **kwargs: torch.zeros(count, dtype=torch.float64))
-    assert continuous_times(3).tolist() == [1, 1, 1]
-
-
-# The losses.
-
-
-def test_the_weighted_loss_is_a_mean_over_entries_and_examples():
-    # Two examples, errors (1, 3) and (2, 2), at t = 1/2, where 1/σ² = 2, and t = 1, where it is 1.
-    x_hat = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
-    found = weighted_loss(x_hat, torch.zeros(2, 2), STANDARD, torch.tensor([0.5, 1.0]), "snr_plus_one")
-    assert found.item() == pytest.approx((2 * (1 + 9) / 2 + 1 * (4 + 4) / 2) / 2)
-
-
-@pytest.mark.parametrize("weighting", [*WEIGHTINGS, clipped("log_snr_density", min=1, normalize=True)])
-def test_the_weighted_loss_weighs_each_example_at_its_own_time(weighting):
-    t, error = torch.tensor([0.25, 0.5, 1.0]), noise(3, 1, 2, 2)
-    found = weighted_loss(error + 1, torch.ones_like(error), STANDARD, t, weighting, steps=4)
-    expected = (weight(weighting, COSINE, t, 4) * error.square().mean((1, 2, 3))).mean()
-    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
-
-
-@pytest.mark.parametrize("steps", [None, 1, 4])
-def test_the_best_denoisers_loss_is_the_posterior_variance(steps):
-    # x ~ N(0, I): E[x | z] = α z leaves the variance σ², which the v weighting 1/σ² makes 1 at every time.
-    x = noise(20_000, 3, seed=1)
-    found = denoising_loss(STANDARD, x, generator(), "snr_plus_one", steps)
-    assert found.item() == pytest.approx(1, abs=0.03)  # standard error √(2/60000) = 0.006
-
-
-def test_the_denoising_loss_vanishes_only_for_the_data_themselves():
-    x = noise(100, 3)
-
-    def knows(z, t):
-        return x
-
-    def is_off(z, t):
-        return x + 0.1
-
-    knows.schedule = is_off.schedule = COSINE
-    assert denoising_loss(knows, x, generator(), steps=4) == 0
-    t = random_grid_times(100, 4, generator())
-    expected = 0.01 * weight("truncated_snr", COSINE, t).mean().item()  # the weighting if none is named
-    assert denoising_loss(is_off, x, generator(), steps=4).item() == pytest.approx(expected, rel=1e-9)
-
+from pdlib.grids import Grid
+from pdlib.networks import UNet
+from pdlib.objectives import Answer, Clean, Objective, TwoSteps
+from pdlib.training import NotFiniteError, Session, TrainingSettings, fit
+from pdlib.weightings import Clipped
 
 # The learning rate.
 
@@ -155,32 +40,28 @@ def test_the_cosine_falls_later_than_the_line():
     assert rates == pytest.approx({"linear": 0.75, "cosine": 0.5 + 0.5 * 0.5**0.5})
 
 
+def test_an_unknown_way_to_fall_is_named():
+    with pytest.raises(ValueError, match="anneal='cosin' is unknown; did you mean 'cosine'"):
+        train(anneal="cosin")
+
+
 # The update loop.
 
 DATA = 0.5 + 0.1 * noise(256, 2).float()
+DENOISING = Objective(Clean())
+QUICK = TrainingSettings(12, batch_size=16, learning_rate=0.01, warmup=3, ema=0.8)
 
 
-def small(seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Denoiser(MLP(2, width=16, blocks=1), "v", COSINE)
-
-
-def train(loss=denoising_loss, denoiser=None, seed=0, **options):
-    options = {"updates": 12, "batch_size": 16, "warmup": 3, "learning_rate": 0.01, "ema": 0.8} | options
-    extra = {name: options.pop(name) for name in ("checkpoint", "checkpoint_seconds") if name in options}
-    settings = TrainingSettings(**options)
-    return fit(denoiser or small(), loss, DATA, settings, seed=seed, progress=False, **extra)
-
-
-def same_weights(one, other):
-    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(name == other_name and torch.equal(a, b) for (name, a), (other_name, b) in pairs)
+def train(objective=DENOISING, denoiser=None, folder=None, every=-1, data=DATA, **options):
+    """A quick training; with a folder, its checkpoint is saved at every update."""
+    session = Session("teacher", folder, checkpoint_seconds=every, progress=False)
+    settings = dataclasses.replace(QUICK, **options)
+    return fit(tiny() if denoiser is None else denoiser, objective, data, settings, session)
 
 
 def test_training_lowers_the_loss():
-    losses = train(updates=100).losses
-    assert losses[-50:].mean() < 0.6 * losses[:10].mean()
+    losses = train(updates=150, batch_size=64).losses
+    assert losses[-30:].mean() < 0.6 * losses[:10].mean()
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_the_global_generator():
@@ -188,25 +69,18 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_global_generator():
     one = train()
     torch.manual_seed(2)
     other = train()
+    assert torch.initial_seed() == 2  # the caller's generator is as it was
     assert same_weights(one.raw, other.raw)
     assert same_weights(one.ema, other.ema)
     assert torch.equal(one.losses, other.losses)
     assert not same_weights(one.raw, train(seed=1).raw)
 
 
-def recording(weights):
-    def loss(denoiser, x, generator):
-        weights.append(copy.deepcopy(denoiser.state_dict()))
-        return denoising_loss(denoiser, x, generator)
-
-    return loss
-
-
 @pytest.mark.parametrize("decay", [0.0, 0.8])
 def test_the_averaged_weights_are_the_moving_average_of_the_raw_ones(decay):
-    weights = []
-    trained = train(recording(weights), ema=decay)
-    history = [*weights[1:], trained.raw.state_dict()]  # after each update
+    watched = Watched(DENOISING)
+    trained = train(watched, ema=decay)
+    history = [*watched.weights[1:], trained.raw.state_dict()]  # after each update
     for name, found in trained.ema.state_dict().items():
         average = history[0][name]
         for after in history[1:]:
@@ -216,59 +90,60 @@ def test_the_averaged_weights_are_the_moving_average_of_the_raw_ones(decay):
 
 
 def test_what_comes_back_is_ready_for_sampling():
-    trained = train()
+    trained = train(denoiser=tiny(grid=Grid(4)))
     for denoiser in (trained.ema, trained.raw):
         assert not denoiser.network.training
         assert not any(parameter.requires_grad for parameter in denoiser.parameters())
-        assert (denoiser.prediction, denoiser.schedule) == ("v", COSINE)
+        assert (denoiser.prediction, denoiser.schedule, denoiser.grid) == ("v", COSINE, Grid(4))
     assert trained.losses.shape == trained.gradient_norms.shape == (12,)
     assert (trained.gradient_norms > 0).all()
 
 
 def test_a_network_that_was_frozen_is_trained():
     frozen = train().raw
-    assert not same_weights(train(denoiser=Denoiser(copy.deepcopy(frozen.network), "v", COSINE)).raw, frozen)
+    assert not same_weights(train(denoiser=copy.deepcopy(frozen)).raw, frozen)
 
 
-def test_long_gradients_are_scaled_to_the_limit_and_short_ones_left_alone():
-    used = []
+class Foreign(nn.Module):
+    """A model of somebody else's: all that it has is (z, t) -> x̂ and a schedule."""
 
-    def hook(optimizer, *_):
-        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-        used.append(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+    def __init__(self, dtype=torch.float32, scale=1.0):
+        super().__init__()
+        self.schedule, self._scale = COSINE, scale
+        self.weight = nn.Parameter(torch.zeros(2, 3, dtype=dtype))
 
-    limit = 0.75
-    handle = register_optimizer_step_pre_hook(hook)
-    try:
-        trained = train(max_gradient_norm=limit)
-    finally:
-        handle.remove()
-    before = trained.gradient_norms
-    assert before.min() < limit < before.max()
-    torch.testing.assert_close(torch.stack(used), before.clamp(max=limit), rtol=1e-4, atol=0)
+    def forward(self, z, t):
+        return self._scale * torch.cat([z, t[:, None].to(z)], 1) @ self.weight.mT
 
 
-def test_every_update_uses_its_own_learning_rate():
-    used = []
-    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
-    try:
-        train(anneal="cosine")
-    finally:
-        handle.remove()
-    settings = TrainingSettings(12, warmup=3, learning_rate=0.01, anneal="cosine")
-    assert used == [settings.rate(update) for update in range(12)]
+@pytest.mark.parametrize("anneal", ["linear", "cosine", "constant"])
+def test_an_update_is_adams_of_the_scaled_gradient_at_the_updates_rate(anneal):
+    # Slopes 0.1 to 4, scaled down to 1 where they are steeper, and Adam by hand: first moment, second, step.
+    slopes, limit = [0.1, 3.0, 0.5, 2.0, 4.0, 0.9, 1.1, 0.2], 1.0
+    at = iter(slopes)
+
+    def slope(student, average, x, generator):
+        return next(at) * student.weight[0, 0]
+
+    trained = train(slope, Foreign(torch.float64), updates=8, anneal=anneal, ema=0, max_gradient_norm=limit)
+    settings = TrainingSettings(8, learning_rate=0.01, warmup=3, anneal=anneal)
+    place = first = second = 0.0
+    for update, gradient in enumerate(slopes):
+        gradient = min(gradient, limit)
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        mean, square = first / (1 - 0.9 ** (update + 1)), second / (1 - 0.999 ** (update + 1))
+        place -= settings.rate(update) * mean / (square**0.5 + 1e-8)
+    assert trained.raw.weight[0, 0].item() == pytest.approx(place, rel=1e-5)  # torch adds 1e-6 to a gradient's norm
+    assert trained.gradient_norms.tolist() == pytest.approx(slopes)  # before they were scaled
 
 
-def breaking(at, how):
-    """The denoising loss, until at its so-manyeth call ``how`` is done to it."""
-    calls = []
-
-    def loss(denoiser, x, generator):
-        calls.append(None)
-        value = denoising_loss(denoiser, x, generator)
-        return how(denoiser, value) if len(calls) == at + 1 else value
-
-    return loss
+def test_any_module_with_a_schedule_can_be_trained(tmp_path):
+    whole = train(denoiser=Foreign(), updates=50)
+    assert isinstance(whole.ema, Foreign)
+    assert whole.losses[-10:].mean() < 0.7 * whole.losses[:10].mean()
+    with pytest.raises(Interrupted):
+        train(Watched(DENOISING, 30, interrupt), Foreign(), tmp_path, updates=50)
+    assert same_weights(train(Watched(DENOISING), Foreign(), tmp_path, updates=50).ema, whole.ema)
 
 
 def infinite_gradient(denoiser, value):
@@ -284,92 +159,231 @@ def infinite_gradient(denoiser, value):
     ],
 )
 def test_a_loss_that_is_not_finite_stops_before_it_is_used(how, message):
-    denoiser = small()
+    denoiser, watched = tiny(), Watched(DENOISING)
     with pytest.raises(NotFiniteError, match=message):
-        train(breaking(5, how), denoiser)
-    weights = []
-    train(recording(weights))
-    assert same_weights_dict(denoiser.state_dict(), weights[5])  # those after 5 updates
+        train(Watched(DENOISING, 5, how), denoiser)
+    train(watched)
+    assert same_weights(denoiser, watched.weights[5])  # those after 5 updates
 
 
-def same_weights_dict(one, other):
-    return all(torch.equal(one[name], other[name]) for name in other)
+# Checkpoints.
 
 
-class Interrupted(Exception):
-    pass
+def with_dropout():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = UNet(width=4, multipliers=(1,), attention=None, dropout=0.5)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return Denoiser(network.to(memory_format=torch.channels_last), "x", COSINE)
 
 
-def interrupt(*_):
-    raise Interrupted
+IMAGES = noise(20, 1, 4, 4).float()
 
 
-@pytest.mark.parametrize("at", [1, 7, 11])
-def test_a_training_that_was_interrupted_ends_in_the_same_bits(at, tmp_path):
-    checkpoint = tmp_path / "teacher.checkpoint"
-    whole = train()
+@pytest.mark.parametrize(
+    ("at", "build", "data"), [(1, tiny, DATA), (7, tiny, DATA), (11, tiny, DATA), (7, with_dropout, IMAGES)]
+)
+def test_a_training_that_was_interrupted_ends_in_the_same_bits(at, build, data, tmp_path):
+    torch.manual_seed(1)
+    whole = train(denoiser=build(), data=data)
     with pytest.raises(Interrupted):
-        train(breaking(at, interrupt), checkpoint=checkpoint, checkpoint_seconds=-1)
-    resumed = train(breaking(12 - at, interrupt), denoiser=small(seed=9), checkpoint=checkpoint)  # no update twice
+        train(Watched(DENOISING, at, interrupt), build(), tmp_path, data=data)
+    torch.manual_seed(2)
+    rest = Watched(DENOISING)
+    resumed = train(rest, build(), tmp_path, data=data)
+    assert len(rest.weights) == 12 - at  # no update twice
     assert same_weights(resumed.raw, whole.raw)
     assert same_weights(resumed.ema, whole.ema)
     assert torch.equal(resumed.losses, whole.losses)
     assert torch.equal(resumed.gradient_norms, whole.gradient_norms)
 
 
+def test_dropout_drops():
+    without = with_dropout()
+    without.network.apply(lambda part: setattr(part, "p", 0.0) if isinstance(part, nn.Dropout) else None)
+    assert not torch.equal(
+        train(denoiser=with_dropout(), data=IMAGES).losses, train(denoiser=without, data=IMAGES).losses
+    )
+
+
 def test_a_finished_training_is_read_from_its_checkpoint(tmp_path):
-    checkpoint = tmp_path / "teacher.checkpoint"
-    whole = train(checkpoint=checkpoint, checkpoint_seconds=-1)
-    again = train(interrupt, denoiser=small(seed=9), checkpoint=checkpoint)
+    whole = train(Watched(DENOISING), folder=tmp_path)
+    again = train(Watched(DENOISING, 0, interrupt), folder=tmp_path)
     assert same_weights(again.ema, whole.ema)
     assert again.seconds >= whole.seconds * 0.5
 
 
 def test_after_a_broken_loss_the_last_good_checkpoint_is_kept(tmp_path):
-    checkpoint = tmp_path / "teacher.checkpoint"
     with pytest.raises(NotFiniteError, match=r"last good checkpoint is kept in .*teacher\.checkpoint"):
-        train(breaking(5, lambda _, value: value * float("nan")), checkpoint=checkpoint, checkpoint_seconds=-1)
-    assert same_weights(train(checkpoint=checkpoint).raw, train().raw)
+        train(Watched(DENOISING, 5, lambda denoiser, value: value * float("nan")), folder=tmp_path)
+    assert same_weights(train(Watched(DENOISING), folder=tmp_path).raw, train().raw)
 
 
-def test_without_a_checkpoint_none_is_written(tmp_path, monkeypatch):
+def test_without_a_folder_or_before_its_time_no_checkpoint_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train()
-    train(checkpoint=tmp_path / "late.checkpoint", checkpoint_seconds=1000)
+    train(folder=tmp_path, every=1000)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"learning_rate": 0.02}, {"updates": 13}, {"ema": 0.9}])
-def test_a_checkpoint_of_other_settings_is_refused(other, tmp_path):
-    checkpoint = tmp_path / "teacher.checkpoint"
-    train(checkpoint=checkpoint, checkpoint_seconds=-1)
-    with pytest.raises(DamagedFileError, match="other settings: delete it to train anew"):
-        train(checkpoint=checkpoint, **other)
-
-
 def test_a_truncated_checkpoint_is_refused(tmp_path):
-    checkpoint = tmp_path / "teacher.checkpoint"
-    train(checkpoint=checkpoint, checkpoint_seconds=-1)
+    train(folder=tmp_path)
+    (checkpoint,) = tmp_path.iterdir()
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DamagedFileError, match="is damaged"):
-        train(checkpoint=checkpoint)
+    with pytest.raises(DamagedFileError, match=r"teacher\.checkpoint is damaged"):
+        train(folder=tmp_path)
 
 
-def with_dropout():
-    denoiser = small()
-    with torch.random.fork_rng(devices=[]):
-        nn.init.normal_(denoiser.network.last.weight)
-    denoiser.network.last = nn.Sequential(nn.Dropout(0.5), denoiser.network.last)
-    return denoiser
+def test_another_kind_of_file_is_not_taken_for_a_checkpoint(tmp_path):
+    train().ema.save(tmp_path / "saved")
+    (tmp_path / "saved" / "model.safetensors").rename(tmp_path / "teacher.checkpoint")
+    with pytest.raises(DamagedFileError, match="belongs to a training with another"):
+        train(folder=tmp_path)
 
 
-def test_dropout_too_is_a_matter_of_the_seed_alone(tmp_path):
-    checkpoint = tmp_path / "teacher.checkpoint"
-    torch.manual_seed(1)
-    whole = train(denoiser=with_dropout())
-    assert torch.initial_seed() == 1  # the caller's generator is as it was
+# What a checkpoint belongs to.
+
+
+class Everything:
+    """A training of a student by another network, with all that can be chosen in it."""
+
+    teacher: Denoiser = tiny(seed=1)
+    target = TwoSteps
+    limit = 1.0
+    grid = Grid(4)
+    weighting = "snr"
+    minimum = 0.1
+    maximum = 5.0
+    normalize = 4
+    student = dict(prediction="v", schedule=COSINE, grid=Grid(4), width=8, seed=0)  # noqa: RUF012
+    data = DATA
+
+    def __init__(self, **changes):
+        self.settings = {}
+        for name, value in changes.items():
+            if name in {field.name for field in dataclasses.fields(TrainingSettings)}:
+                self.settings[name] = value
+            else:
+                assert hasattr(self, name)
+                setattr(self, name, value)
+
+    def train(self, folder, at=None):
+        teacher = Confined(self.teacher, self.limit)
+        target = TwoSteps(teacher, self.grid.N) if self.target is TwoSteps else self.target(teacher)
+        weighting = Clipped(self.weighting, self.minimum, self.maximum, self.normalize)
+        watched = Watched(Objective(target, self.grid, weighting), at, interrupt)
+        return train(watched, tiny(**self.student), folder, data=self.data, **self.settings)
+
+
+def student(**change):
+    return {"student": Everything.student | change}
+
+
+SETTINGS = {
+    "updates": 13,
+    "batch_size": 17,
+    "learning_rate": 0.02,
+    "warmup": 4,
+    "anneal": "cosine",
+    "ema": 0.9,
+    "max_gradient_norm": 2.0,
+    "seed": 1,
+}
+OTHER = {
+    "the weighting": ({"weighting": "snr_plus_one"}, "objective"),
+    "a weighting from outside": ({"weighting": lambda schedule, t: t}, "objective"),
+    "the weights' lower limit": ({"minimum": 0.2}, "objective"),
+    "the weights' upper limit": ({"maximum": 6.0}, "objective"),
+    "the weights' mean": ({"normalize": None}, "objective"),
+    "the limit of the teacher's answers": ({"limit": 0.5}, "objective"),
+    "no limit": ({"limit": None}, "objective"),
+    "the grid": ({"grid": Grid(8)}, "objective"),
+    "the missing time": ({"grid": Grid(4, missing=1)}, "objective"),
+    "the target": ({"target": Answer}, "objective"),
+    "the teacher's weights": ({"teacher": tiny(seed=2)}, "objective"),
+    "the teacher's schedule": ({"teacher": tiny(seed=1, schedule=FINITE)}, "objective"),
+    "the teacher's prediction": ({"teacher": tiny("x", seed=1)}, "objective"),
+    "the data": ({"data": DATA + 1e-7}, "data"),
+    "the number of data": ({"data": DATA[:-1]}, "data"),
+    "the prediction": (student(prediction="x"), "denoiser"),
+    "the schedule": (student(schedule=FINITE), "denoiser"),
+    "the student's grid": (student(grid=Grid(4, missing=1)), "denoiser"),
+    "the width": (student(width=12), "denoiser"),
+    "the initial weights": (student(seed=3), "denoiser"),
+    "two things": ({"data": -DATA, "limit": 2.0}, "objective, data"),
+} | {field.name: ({field.name: SETTINGS.get(field.name)}, field.name) for field in dataclasses.fields(TrainingSettings)}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interrupted")
     with pytest.raises(Interrupted):
-        train(breaking(7, interrupt), denoiser=with_dropout(), checkpoint=checkpoint, checkpoint_seconds=-1)
-    torch.manual_seed(2)
-    assert same_weights(train(denoiser=with_dropout(), checkpoint=checkpoint).raw, whole.raw)
+        Everything().train(folder, at=6)
+    return folder
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_a_checkpoint_of_another_training_is_refused(what, interrupted):
+    change, named = OTHER[what]
+    before = (interrupted / "teacher.checkpoint").read_bytes()
+    with pytest.raises(DamagedFileError, match=f"with another {named}: delete it to train anew, or choose"):
+        Everything(**change).train(interrupted)
+    assert (interrupted / "teacher.checkpoint").read_bytes() == before
+
+
+def test_a_checkpoint_of_this_training_is_gone_on_with(tmp_path):
+    with pytest.raises(Interrupted):
+        Everything().train(tmp_path, at=6)
+    # Other objects, which compute the same.
+    resumed = Everything(teacher=tiny(seed=1), data=DATA.clone(), weighting="snr").train(tmp_path)
+    assert same_weights(resumed.raw, Everything().train(None).raw)
+
+
+STRENGTH = 1.0
+
+
+def by_a_global(schedule, t):
+    return STRENGTH * torch.ones_like(t)
+
+
+def test_what_a_weighting_from_outside_reads_belongs_to_it_too(tmp_path, monkeypatch):
+    def weighting(strength):
+        return lambda schedule, t: strength * torch.ones_like(t)
+
+    train(Objective(Clean(), None, weighting(1.0)), folder=tmp_path / "closure")
+    train(Objective(Clean(), None, weighting(1.0)), folder=tmp_path / "closure")
+    with pytest.raises(DamagedFileError, match="another objective"):
+        train(Objective(Clean(), None, weighting(2.0)), folder=tmp_path / "closure")
+    train(Objective(Clean(), None, by_a_global), folder=tmp_path / "global")
+    monkeypatch.setitem(globals(), "STRENGTH", 2.0)
+    with pytest.raises(DamagedFileError, match="another objective"):
+        train(Objective(Clean(), None, by_a_global), folder=tmp_path / "global")
+
+
+def test_what_a_foreign_model_hides_belongs_to_it_too(tmp_path):
+    train(denoiser=Foreign(scale=1.0), folder=tmp_path)
+    with pytest.raises(DamagedFileError, match="another denoiser"):
+        train(denoiser=Foreign(scale=2.0), folder=tmp_path)
+
+
+def test_an_objective_that_holds_itself_has_a_fingerprint(tmp_path):
+    class Curious:
+        def __init__(self, weight):
+            self.weight, self.children = weight, [self]
+
+        def __call__(self, student, average, x, generator):
+            return self.weight * DENOISING(student, average, x, generator)
+
+    train(Curious(1.0), folder=tmp_path)
+    train(Curious(1.0), folder=tmp_path)
+    with pytest.raises(DamagedFileError, match="another objective"):
+        train(Curious(2.0), folder=tmp_path)
+
+
+def test_the_session_decides_nothing(tmp_path):
+    with pytest.raises(Interrupted):
+        train(Watched(DENOISING, 6, interrupt), folder=tmp_path)
+    resumed = fit(tiny(), Watched(DENOISING), DATA, QUICK, Session("teacher", str(tmp_path), 1000.0, progress=False))
+    assert same_weights(resumed.raw, train().raw)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -10,13 +11,12 @@ import pytest
 from browser import NOTEBOOKS, chromium, find_chromium, free_port, serve, serve_explorer
 from playwright.sync_api import expect
 
-from pdlib.explorer import PRESETS, ExplorerState, compute, sentences, to_query
-from pdlib.widgets import draw
+from pdlib.explorer import PRESETS, ExplorerState, compute, draw, picture, sentences, to_query
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None and "PDLIB_BROWSER_REQUIRED" not in os.environ, reason="needs chromium on the PATH"
 )
-ARTIFACTS = Path(__file__).parents[1] / "test-artifacts"
+ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +357,7 @@ def test_settings_and_link_are_copied(browser, address):
     page.get_by_role("button", name="Copy settings").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert 'loss = partial(denoising_loss, weighting="truncated_snr", steps=4)' in copied
+    assert 'objective = Objective(Clean(), Grid(4), "truncated_snr")' in copied
     assert "pdlib run --set schedule=cosine --set prediction=v --set weighting=truncated_snr" in copied
     page.get_by_role("button", name="Copy link").click()
     page.wait_for_timeout(200)
@@ -374,8 +374,6 @@ def test_the_picture_is_saved(page, kind, tmp_path):
     path = tmp_path / download.value.suggested_filename
     download.value.save_as(path)
     if kind == "SVG":
-        from pdlib.widgets import picture
-
         assert path.read_text() == picture(ExplorerState())
     else:
         pixels = imread(path)
@@ -449,7 +447,7 @@ def test_no_file_and_no_other_service_is_served(browser, address, path):
 
 
 def test_no_source_is_on_the_page(page):
-    assert "from pdlib.widgets import" not in page.content()
+    assert "from pdlib.explorer import" not in page.content()
 
 
 def test_a_visitors_code_is_not_run(browser, address, tmp_path):
@@ -493,7 +491,8 @@ def test_make_explore_prints_the_address(tmp_path):
     recipe = subprocess.run(["make", "-n", "explore", f"PORT={port}"], cwd=root, capture_output=True, text=True)
     command = next(line for line in recipe.stdout.splitlines() if "voila" in line)
     with open(tmp_path / "log", "w") as log:
-        shown = subprocess.Popen(["bash", "-c", f"{command} --no-browser"], cwd=root, stdout=log, stderr=log)
+        line = ["bash", "-c", f"{command} --no-browser"]
+        shown = subprocess.Popen(line, cwd=root, stdout=log, stderr=log, start_new_session=True)
         try:
             for _ in range(100):
                 if f"http://localhost:{port}/" in (tmp_path / "log").read_text():
@@ -501,8 +500,7 @@ def test_make_explore_prints_the_address(tmp_path):
                 time.sleep(0.2)
             raise AssertionError((tmp_path / "log").read_text())
         finally:
-            subprocess.run(["pkill", "-P", str(shown.pid)])
-            shown.terminate()
+            os.killpg(shown.pid, signal.SIGTERM)
             shown.wait(20)
 
 

@@ -1,4 +1,4 @@
-// The browser's half of pdlib.widgets.WeightingExplorer: it builds the controls that Python lists, sends what they
+// The browser's half of pdlib.explorer.WeightingExplorer: it builds the controls that Python lists, sends what they
 // are set to, and puts the drawings that come back in their places. It computes nothing.
 
 function element(tag, properties = {}, ...children) {

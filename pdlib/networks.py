@@ -1,6 +1,6 @@
-"""The networks: a small UNet for images, and an MLP for points in the plane.
+"""What a network must offer, and two that do: a small UNet for images, and an MLP for points in the plane.
 
-Both map (z, time) to an output of z's shape (twice the channels with ``out_channels``). ``time`` is
+A network maps (z, time) to an output of z's shape (twice the channels with ``out_channels``). ``time`` is
 the bounded log-SNR (2/π) arctan(exp(−λ/2)) in [0, 1] that :class:`pdlib.denoiser.Denoiser` supplies:
 it is finite at α_1 = 0, and is t itself under the cosine schedule.
 
@@ -11,13 +11,32 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MLP", "UNet", "network_from_config"]
+from pdlib.files import unknown
+
+__all__ = ["MLP", "NETWORKS", "Network", "UNet", "network_from_config"]
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What a module must offer to be saved, and to change what it predicts. To be trained, the call is enough.
+
+    One of your own needs these, and an entry in :data:`NETWORKS` under the name that its config gives.
+    """
+
+    config: dict[str, Any]
+    """JSON-ready: ``name``, its entry in :data:`NETWORKS`, and the arguments that build it again; among them
+    ``channels`` of z and ``out_channels`` of the output."""
+
+    def __call__(self, z: Tensor, time: Tensor) -> Tensor:
+        """The output for z of shape (batch, channels, …) at ``time`` of shape (batch,) in [0, 1]."""
+        ...
 
 
 class TimeEmbedding(nn.Module):
@@ -94,7 +113,8 @@ class UNet(nn.Module):
         dropout: probability inside the residual blocks.
 
     Raises:
-        ValueError: from ``forward``, for an image that the resolutions do not divide.
+        ValueError: for heads that do not divide the channels that attention sees; from ``forward``, for an image that
+            the resolutions do not divide.
     """
 
     def __init__(
@@ -124,6 +144,13 @@ class UNet(nn.Module):
             raise ValueError(
                 f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}: "
                 "a UNet needs a width of 4 or more, one multiplier and one block at least"
+            )
+        seen = () if attention is None else (*attention, len(multipliers) - 1)
+        attended = [width * multiplier for level, multiplier in enumerate(multipliers) if level in seen]
+        if heads < 1 or any(features % heads for features in attended):
+            raise ValueError(
+                f"width={width}, heads={heads}: attention splits its channels, width times multiplier, evenly among "
+                f"one head or more; take width={width + -width % max(heads, 1)}, or other heads"
             )
         time_features = 4 * width
         levels = range(len(multipliers))
@@ -214,6 +241,10 @@ class MLP(nn.Module):
         return self.last(h)
 
 
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "mlp": MLP}
+"""Every network that can be built again, by the name in its config. A new one is one entry."""
+
+
 def network_from_config(config: dict[str, Any]) -> nn.Module:
     """Build the network that ``network.config`` described, with fresh weights.
 
@@ -222,13 +253,13 @@ def network_from_config(config: dict[str, Any]) -> nn.Module:
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
-    classes = {"unet": UNet, "mlp": MLP}
-    if name not in classes:
-        raise ValueError(f"network name {name!r} is unknown; it must be one of {', '.join(classes)}")
-    unknown = set(arguments) - set(inspect.signature(classes[name]).parameters)
-    if unknown:
-        raise ValueError(f"network {name!r} has no argument {', '.join(sorted(unknown))}")
-    return classes[name](**arguments)
+    if name not in NETWORKS:
+        raise ValueError(f"{unknown('network', name, NETWORKS)}; add yours to pdlib.networks.NETWORKS")
+    try:
+        inspect.signature(NETWORKS[name]).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"network={name!r}: {error}") from error
+    return NETWORKS[name](**arguments)
 
 
 def _apply(part: nn.ModuleList, h: Tensor, time: Tensor) -> Tensor:

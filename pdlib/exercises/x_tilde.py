@@ -1,0 +1,166 @@
+"""The exercises of notebook 03, the target x̃."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from pdlib.denoiser import DenoiserLike
+from pdlib.exact import MixtureDenoiser
+from pdlib.exercises.common import columns, exercise, normal, uniform, whole
+from pdlib.sampling import ddim_step
+from pdlib.schedules import CosineSchedule
+
+
+def _student_step(generator: Generator) -> dict[str, int]:
+    """One of the student's steps: i of N."""
+    steps = whole(generator, 2, 9)
+    return {"i": whole(generator, 1, steps + 1), "steps": steps}
+
+
+# The reference counts on the teacher's grid.
+@exercise("03_times", _student_step, lambda i, n: tuple((2 * i - k) / (2 * n) for k in range(3)))
+def _wrong_times(i, steps):
+    counted = {
+        "t' and t'' are swapped: t', half-way, comes first": (i, i - 1, i - 0.5),
+        "those steps are the student's; the teacher makes 2N steps from 1 to 0, each half as long": (i, i - 1, i - 2),
+        "i runs from 1 to N, and t = i/N: the first t is 1/N and the last is 1": (i - 1, i - 1.5, i - 2),
+        "sampling goes from noise at t = 1 to data at t = 0: the times fall": (i, i + 0.5, i + 1),
+    }
+    return {hint: tuple(k / steps for k in numbers) for hint, numbers in counted.items()}
+
+
+def _one_step(*names: str) -> Callable[[Generator], dict[str, Tensor]]:
+    """Cases of two tensors, and α and σ of a step's start and end: among the starts is α = 0, among the ends σ = 0."""
+
+    def cases(generator: Generator) -> dict[str, Tensor]:
+        pair = normal(generator, 2, 4, 3)
+        start = torch.tensor([0.3, 0.8, 1.2, math.pi / 2]) + uniform(generator, width=0.1)
+        end = start * uniform(generator, 0.3, 0.5)
+        start[3], end[0] = math.pi / 2, 0.0
+        return dict(zip(names, (*pair, start.cos(), start.sin(), end.cos(), end.sin()), strict=True))
+
+    return cases
+
+
+@columns
+def _rotated(z: Tensor, x_hat: Tensor, alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> Tensor:
+    """A DDIM step as a turn by φ_t − φ_s."""
+    return _turned(z, x_hat, torch.atan2(sigma_t, alpha_t), torch.atan2(sigma_s, alpha_s))
+
+
+def _turned(z: Tensor, x_hat: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """cos(φ_t − φ_s) z − sin(φ_t − φ_s) v̂."""
+    v_hat = (start.cos() * z - x_hat) / start.sin()
+    return (start - end).cos() * z - (start - end).sin() * v_hat
+
+
+@exercise("03_ddim_step", _one_step("z", "x_hat", "alpha_t", "sigma_t", "alpha_s", "sigma_s"), _rotated)
+@columns
+def _wrong_z_s(z, x, a, s, a_s, s_s):
+    squares = a_s**2 * x + (s_s / s) ** 2 * (z - a**2 * x)
+    return {
+        "a sign: to get at the noise, the picture's part α_t x̂ is taken away from z_t": a_s * x + s_s / s * (z + a * x),
+        "α and σ themselves multiply x and ε; their squares are variances": squares,
+        "α_t and α_s are swapped: unmix z_t with α_t, then mix anew with α_s": a * x + s_s / s * (z - a_s * x),
+        "z_t − α_t x̂ is σ_t ε̂, not yet ε̂: divide it by σ_t": a_s * x + s_s * (z - a * x),
+        "z_t is not the noise, it holds a picture too: the noise is ε̂ = (z_t − α_t x̂)/σ_t": a_s * x + s_s * z,
+    }
+
+
+def _aimed(z: Tensor, z_end: Tensor, *angles: Tensor) -> Tensor:
+    """Two trial shots, at x̂ = 0 and x̂ = 1; where a step lands is a straight line in x̂."""
+    from_0, from_1 = (_rotated(z, torch.full_like(z, x), *angles) for x in (0.0, 1.0))
+    return (z_end - from_0) / (from_1 - from_0)
+
+
+@exercise("03_x_tilde", _one_step("z", "z_end", "alpha", "sigma", "alpha_end", "sigma_end"), _aimed)
+@columns
+def _wrong_x_tilde(z, end, a, s, a_end, s_end):
+    r = s_end / s
+    plus = (end + r * z) / (a_end + r * a)
+    return {
+        "a sign: what is added on one side, (σ''/σ) z, is taken away on the other; −(σ''/σ) α x̃ keeps its minus": plus,
+        "x̃ stands in two places; collect both before you divide": (end - r * z) / a_end,
+        "the step has σ''/σ, not the ratio of the variances": (end - r**2 * z) / (a_end - r**2 * a),
+        "the noise that x̃ leaves is (z − α x̃)/σ: the division by σ got lost": (end - s_end * z) / (a_end - s_end * a),
+        "the noise shrinks on the way, from σ to σ'': the ratio σ''/σ got lost": (end - z) / (a_end - a),
+    }
+
+
+class _RandomMixture(MixtureDenoiser):
+    """The exact denoiser of a few random Gaussians in the plane."""
+
+    def __init__(self, generator: Generator, components: int):
+        means = normal(generator, components, 2)
+        sizes = uniform(generator, 0.05, 0.2, (components, 1, 1))
+        weights = torch.full((components,), 1 / components, dtype=torch.float64)
+        super().__init__(weights, means, sizes * torch.eye(2, dtype=torch.float64), CosineSchedule())
+
+    def __repr__(self) -> str:
+        return f"the exact denoiser of {len(self.components)} Gaussians in the plane"
+
+
+def _batch(generator: Generator) -> dict[str, Any]:
+    """A batch for algorithm 2, t'' = 0 left out: some of the mistakes are not finite there."""
+    student, teacher = _RandomMixture(generator, 2), _RandomMixture(generator, 3)
+    x, eps = normal(generator, 2, 4, 2)
+    steps = whole(generator, 2, 7)
+    i = torch.randint(2, steps + 1, (4,), generator=generator, dtype=torch.float64)
+    i[0] = steps
+    return {"student": student, "teacher": teacher, "x": x, "eps": eps, "t": i / steps, "steps": steps}
+
+
+def _by_turns(student: DenoiserLike, teacher: DenoiserLike, x: Tensor, eps: Tensor, t: Tensor, steps: int) -> Tensor:
+    """Algorithm 2 all in angles; and the weight as the larger of the x loss and the ε loss."""
+    times = [t - k / (2 * steps) for k in range(3)]
+    first, second, third = (teacher.schedule.angle(time)[:, None] for time in times)
+    z = first.cos() * x + first.sin() * eps
+    z_mid = _turned(z, teacher(z, times[0]), first, second)
+    z_end = _turned(z_mid, teacher(z_mid, times[1]), second, third)
+    v_tilde = ((first - third).cos() * z - z_end) / (first - third).sin()
+    miss = first.cos() * z - first.sin() * v_tilde - student(z, t)
+    return torch.maximum(miss.square().mean(1), (miss / first.tan()).square().mean(1)).mean()
+
+
+_SLIPS = {
+    "swapped": "t' and t'' are swapped: the teacher goes first to t' = t − 0.5/N, then on to t'' = t − 1/N",
+    "t' for t''": "x̃ is solved with α and σ of t'; the student's step ends at t''",
+    "no weight": "the weight is missing: max(α²/σ², 1), for each example of the batch",
+    "snr": "that weight is the SNR alone: at t = 1 it is 0, and nothing is learned there",
+    "x_mid": "the target is the teacher's second answer, x̂(z_t'); solve for x̃ with z_t''",
+    "x": "the target is the clean x, as when a teacher is trained; distillation has x̃ in its place",
+    "asked once": "ask the teacher anew at z_t', t': its two steps have two answers",
+    "long steps": "the teacher's steps are half as long as the student's: 0.5/N",
+    "clean input": "the teacher and the student see z_t, not the clean x",
+    "sum": "‖·‖² is here the mean over an example's entries, as in the library, not their sum",
+}
+
+
+def _slipped(slip, student, teacher, x, eps, t, steps):
+    """Algorithm 2 as written in the paper, with one thing wrong."""
+    schedule, step = teacher.schedule, (1 if slip == "long steps" else 0.5) / steps
+    t_mid, t_end = t - step, (t - 2 * step).clamp(min=0)
+    if slip == "swapped":
+        t_mid, t_end = t_end, t_mid
+    alpha, sigma = (value[:, None] for value in schedule.alpha_sigma(t))
+    alpha_end, sigma_end = (value[:, None] for value in schedule.alpha_sigma(t_mid if slip == "t' for t''" else t_end))
+    z = x if slip == "clean input" else alpha * x + sigma * eps
+    x_hat = teacher(z, t)
+    z_mid = ddim_step(z, x_hat, t, t_mid, schedule)
+    x_mid = x_hat if slip == "asked once" else teacher(z_mid, t_mid)
+    z_end = ddim_step(z_mid, x_mid, t_mid, t_end, schedule)
+    ratio = sigma_end / sigma
+    target = {"x": x, "x_mid": x_mid}.get(slip, (z_end - ratio * z) / (alpha_end - ratio * alpha))
+    miss = (target - student(z, t)).square()
+    miss = miss.sum(1) if slip == "sum" else miss.mean(1)
+    snr = (alpha / sigma)[:, 0] ** 2
+    return ({"no weight": 1, "snr": snr}.get(slip, snr.clamp(min=1)) * miss).mean()
+
+
+@exercise("03_algorithm_2", _batch, _by_turns)
+def _wrong_loss(*batch):
+    return {hint: partial(_slipped, slip, *batch) for slip, hint in _SLIPS.items()}

@@ -1,0 +1,127 @@
+"""Objectives: what one update minimises, w(λ_t) ‖x̃ − x̂_θ(z_t)‖².
+
+Three independent choices make one: the target x̃, the times, and the weighting. Algorithm 1 of Salimans & Ho 2022
+(a teacher's training), algorithm 2 (distillation) and conversion differ in the target alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdlib.denoiser import DenoiserLike
+from pdlib.grids import Grid
+from pdlib.sampling import ddim_step
+from pdlib.schedules import diffuse, expand
+from pdlib.weightings import Weighting, on_grid, weight
+
+__all__ = ["Answer", "Clean", "Objective", "Target", "TwoSteps", "distillation_target"]
+
+Target = Callable[[Tensor, Tensor, Tensor, DenoiserLike], Tensor]
+"""(x, z_t, t, the student's average) -> x̃, of x's shape: what the student is to say at z_t. It gets no gradient."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """w(λ_t) ‖x̃ − x̂_θ(z_t)‖², ‖·‖² being the mean over an example's entries.
+
+    Args:
+        target: what x̃ is, see :data:`Target`.
+        grid: t is drawn from it; ``None`` for continuous t in (0, 1].
+        weighting: w, by name or as a callable, see :mod:`pdlib.weightings`; on a grid, as it is on that grid.
+
+    Raises:
+        ValueError: for an unknown weighting.
+    """
+
+    target: Target
+    grid: Grid | None = None
+    weighting: str | Weighting = "truncated_snr"
+
+    def __post_init__(self):
+        object.__setattr__(self, "weighting", on_grid(self.weighting, self.grid and self.grid.N))
+
+    def __call__(self, student: DenoiserLike, average: DenoiserLike, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of one update: its mean over a batch, a scalar.
+
+        Args:
+            student: the denoiser in training.
+            average: the same with averaged weights, for targets that ask it.
+            x: clean data, shape (batch, …).
+            generator: source of t and then of the noise, on x's device.
+        """
+        schedule = student.schedule
+        t = self._draw(len(x), generator)  # t = i/N, i ~ Cat[1, …, N]
+        z, _ = diffuse(x, t, schedule, generator)  # z_t = α_t x + σ_t ε
+        with torch.no_grad():
+            target = self.target(x, z, t, average)  # x̃
+        w = weight(self.weighting, schedule, t)  # w(λ_t)
+        return (w.to(z) * (target - student(z, t)).square().flatten(1).mean(1)).mean()
+
+    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
+        if self.grid is not None:
+            return self.grid.draw(count, generator)
+        return 1 - torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Clean:
+    """x itself: how a teacher learns to denoise. Algorithm 1."""
+
+    def __call__(self, x: Tensor, z: Tensor, t: Tensor, average: DenoiserLike) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A parent's x̂(z_t): conversion, the same N and another prediction.
+
+    An ε parent is to be :class:`pdlib.denoiser.Confined`: its x̂ = (z − σ ε̂)/α carries its error magnified by σ/α,
+    which has no bound as α → 0.
+    """
+
+    parent: DenoiserLike
+
+    def __call__(self, x: Tensor, z: Tensor, t: Tensor, average: DenoiserLike) -> Tensor:
+        return self.parent(z, t)
+
+
+@dataclass(frozen=True)
+class TwoSteps:
+    """What two DDIM steps of a teacher come to: algorithm 2, see :func:`distillation_target`."""
+
+    teacher: DenoiserLike
+    steps: int
+    """N, the student's number of steps."""
+
+    def __call__(self, x: Tensor, z: Tensor, t: Tensor, average: DenoiserLike) -> Tensor:
+        return distillation_target(self.teacher, z, t, self.steps)
+
+
+@torch.no_grad()
+def distillation_target(teacher: DenoiserLike, z: Tensor, t: Tensor, steps: int) -> Tensor:
+    """x̃: what a student must predict at z_t for one step of 1/N to land where two teacher steps do.
+
+    Algorithm 2 of Salimans & Ho 2022; appendix G derives its last line.
+
+    Args:
+        teacher: a denoiser made for 2N steps.
+        z: z_t, shape (batch, …).
+        t: shape (batch,), on the student's grid i/N, i = 1 … N.
+        steps: N, the student's number of steps.
+
+    Returns:
+        x̃, of z's shape. At t = 1/N, where t'' = 0, it is the teacher's x̂(z_{t'}).
+    """
+    schedule = teacher.schedule
+    t_mid, t_end = t - 0.5 / steps, t - 1 / steps  # t' and t''
+    # Two DDIM steps of the teacher: t → t' → t''.
+    z_mid = ddim_step(z, teacher(z, t), t, t_mid, schedule)
+    z_end = ddim_step(z_mid, teacher(z_mid, t_mid), t_mid, t_end, schedule)
+    # One step of the student, α'' x̃ + (σ''/σ)(z − α x̃), must equal z_end: solve for x̃.
+    (alpha, sigma), (alpha_end, sigma_end) = schedule.alpha_sigma(t), schedule.alpha_sigma(t_end)
+    ratio = sigma_end / sigma
+    return (z_end - expand(ratio, z) * z) / expand(alpha_end - ratio * alpha, z)

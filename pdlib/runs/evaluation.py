@@ -1,0 +1,160 @@
+"""The figures of a run: every curve at every number of steps, into ``metrics.json``."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from pdlib.denoiser import Denoiser
+from pdlib.files import write_json
+from pdlib.grids import Grid
+from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
+from pdlib.runs.settings import settings_to_json
+from pdlib.sampling import sample_batches
+
+if TYPE_CHECKING:
+    from pdlib.runs.run import Run
+
+__all__ = ["evaluate", "machine", "peak_memory_mb"]
+
+
+def evaluate(run: Run, models: dict[str, Denoiser], progress: bool = True) -> dict[str, Any]:
+    """Measure every curve at every number of steps, and write ``metrics.json`` as it goes.
+
+    Its fields:
+
+    ``complete``
+        whether every figure below is there.
+    ``curves``
+        by name and N, as far as the settings ask for them: ``distilled`` (the student made for N
+        steps; at the teacher's N the teacher, or what it was converted to), ``ddim`` (the undistilled
+        teacher) and ``stochastic`` (the teacher with ancestral steps). Each metric stands as ``[value,
+        standard error over noise seeds]``; ``frechet_distance_left_out`` is that distance with one
+        noise seed left out at a time; ``ratio`` the same distance over the teacher's by DDIM at its
+        own N (over the first of ``distilled`` where ``ddim`` is not asked for), with
+        ``ratio_standard_error``; and then ``seconds_per_image``, the median over noise seeds.
+    ``floor``
+        each metric of real against real, see :func:`pdlib.metrics.sampling_floor`, in the same form.
+    ``images``, ``real_images``
+        how many generated and how many real images each is computed from.
+    ``training``
+        for each network: ``seconds``, ``updates``, and the mean loss of the last tenth of them.
+    ``seconds``
+        of each part of the run.
+    ``peak_memory_mb``
+        the most memory the process held.
+    ``settings``, ``run``, ``versions``, ``machine``
+        what was run, the digest of that, with what, and on what.
+    """
+    settings, data = run.settings, run.data
+    network = feature_network(data, progress=progress)
+    path = run.folder / "metrics.json"
+    metrics = run.metrics if path.is_file() else {"complete": False, "curves": {}, "run": run.config.get("run")}
+    curves = {name: metrics["curves"].get(name, {}) for name in settings.curves}
+    metrics["curves"] = curves
+    jobs = [(name, steps) for name in settings.curves for steps in settings.evaluated_steps]
+    total = sum(steps for name, steps in jobs if str(steps) not in curves[name])
+    with tqdm(total=total, desc="evaluate", unit="step", disable=not progress) as bar:
+        for name, steps in jobs:
+            if str(steps) in curves[name]:
+                continue
+            part = run.part(steps).name if name == "distilled" else "teacher"
+            if name == "ddim" and run.part(steps).name == "teacher":  # the same sampler on the same network
+                curves[name][str(steps)] = curves["distilled"][str(steps)] | {"seconds": 0.0}
+            else:
+                bar.set_postfix(curve=name, steps=steps)
+                variance = settings.sampler_variance if name == "stochastic" else None
+                curves[name][str(steps)] = _evaluate_one(run, network, models[part], steps, variance)
+            bar.update(steps)
+            write_json(path, metrics)
+    base = curves.get("ddim", curves["distilled"])[str(settings.steps)]
+    for name, steps in jobs:
+        _add_ratio(curves[name][str(steps)], base)
+    floor = sampling_floor(network, data.x, settings.noise_seeds, settings.images_per_seed)
+    metrics["floor"] = {name: list(found[:2]) for name, found in floor.items()}
+    metrics["images"] = settings.noise_seeds * settings.images_per_seed
+    metrics["real_images"] = len(data.x)
+    metrics["training"] = {part: _training_summary(run, part) for part in run.parts}
+    seconds = {name: sum(entry.pop("seconds", 0.0) for entry in curve.values()) for name, curve in curves.items()}
+    metrics["seconds"] = {
+        "teacher": metrics["training"]["teacher"]["seconds"],
+        "students": sum(metrics["training"][part]["seconds"] for part in run.parts[1:]),
+        "evaluation": sum(seconds.values()),
+    }
+    metrics["peak_memory_mb"] = peak_memory_mb()
+    metrics["settings"] = settings_to_json(settings)
+    metrics["versions"], metrics["machine"] = _versions(), machine()
+    metrics["complete"] = True
+    write_json(path, metrics)
+    return metrics
+
+
+def _evaluate_one(run: Run, network: nn.Module, model: Denoiser, steps: int, variance: float | None) -> dict[str, Any]:
+    """Every metric at one number of steps, and how long an image takes."""
+    settings, grid = run.settings, Grid(steps, run.settings.missing)
+    started = time.monotonic()
+    groups, times = [], []
+    for k in range(settings.noise_seeds):
+        began = time.monotonic()
+        generator = torch.Generator(settings.device).manual_seed(1_000_003 * (settings.seed + 1) + k)
+        groups.append(sample_batches(model, settings.images_per_seed, grid, generator=generator, variance=variance))
+        times.append(time.monotonic() - began)
+    estimates = measure(network, run.data.x, groups)
+    found: dict[str, Any] = {name: list(estimate[:2]) for name, estimate in estimates.items()}
+    found["frechet_distance_left_out"] = estimates["frechet_distance"].left_out
+    found["seconds_per_image"] = statistics.median(times) / settings.images_per_seed
+    found["seconds"] = time.monotonic() - started
+    return found
+
+
+def _add_ratio(entry: dict[str, Any], base: dict[str, Any]) -> None:
+    """The Fréchet distance over another's; its standard error takes both from the same noise seeds."""
+    pairs = zip(entry["frechet_distance_left_out"], base["frechet_distance_left_out"], strict=True)
+    entry["ratio"] = entry["frechet_distance"][0] / base["frechet_distance"][0]
+    entry["ratio_standard_error"] = jackknife_error([one / other for one, other in pairs])
+
+
+def _training_summary(run: Run, part: str) -> dict[str, Any]:
+    tensors, metadata = run.history(part)
+    last = tensors["losses"][-max(1, len(tensors["losses"]) // 10) :]
+    return {"seconds": metadata["seconds"], "updates": metadata["updates"], "final_loss": last.mean().item()}
+
+
+def peak_memory_mb() -> float | None:
+    """The most memory this process has held so far, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("pdlib", "torch", "torchmetrics", "scikit-learn", "papermill"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its threads in use, and the system."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {"system": platform.system(), "processor": name, "threads": torch.get_num_threads()}

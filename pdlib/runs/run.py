@@ -1,0 +1,371 @@
+"""A run: a teacher, its chain of students, and their figures, in a folder of its own.
+
+What is in the folder was written when it was finished, and is not computed again, so that a run stopped at any
+moment goes on when it is started again:
+
+    config.json                     the settings, and what they were used on: the data and a given teacher, by digest
+    teacher/, student-32/, …        config.json and model.safetensors, and training.safetensors
+    converted/                      the same, of a teacher converted to another prediction
+    *.checkpoint                    of the training that is under way
+    metrics.json                    every figure; see :func:`pdlib.runs.evaluation.evaluate` for its fields
+    report.ipynb, report.html       the executed notebook, and the page
+    report.png                      its first two figures side by side
+
+A run is what it computes from: settings, data, teacher. Where these lie, and on what device, is no part of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdlib.data import Data, DataError, load_data
+from pdlib.denoiser import Denoiser
+from pdlib.diagnosis import Finding, diagnose
+from pdlib.files import DamagedFileError, digest, lock_folder, read_json, read_tensors, tensors_digest, write_json
+from pdlib.grids import Grid
+from pdlib.runs.chain import given_teacher, is_there, new_denoiser, train_chain, try_network
+from pdlib.runs.evaluation import evaluate
+from pdlib.runs.settings import Settings, SettingsError, make_settings, settings_to_json, upgraded
+from pdlib.sampling import sample
+from pdlib.training import Session
+
+__all__ = [
+    "Run",
+    "default_folder",
+    "diagnose_run",
+    "execute",
+    "finish",
+    "load_run",
+    "new_run",
+    "rehearse",
+    "runs_folder",
+]
+
+PLACES = ("data", "teacher", "device")
+"""Settings that say where something is. What is found there is part of a run, by its digest; the place is not."""
+
+
+def runs_folder() -> Path:
+    """``runs/`` here, or in the folder above where only that is there, as for a notebook in ``notebooks/``."""
+    here, above = Path("runs"), Path("..") / "runs"
+    return above if above.is_dir() and not here.is_dir() else here
+
+
+def default_folder(preset: str = "default", **overrides: Any) -> Path:
+    """:func:`runs_folder`, and then the preset's name and the overridden settings."""
+    parts = [preset, *(f"{key}={value}" for key, value in sorted(overrides.items()) if key != "device")]
+    return runs_folder() / "-".join(parts).replace(os.sep, "_")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, opened: what is finished in it can be read."""
+
+    folder: Path
+    settings: Settings
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` holds besides the settings; nothing where there is none, or of an older version."""
+        path = self.folder / "config.json"
+        content = read_json(path) if path.is_file() else {}
+        return {key: content[key] for key in ("data", "teacher", "run") if key in content and "settings" in content}
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the networks that are not there."""
+        return [part for part in self.parts if not is_there(self.folder / part)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every network is there and every figure has been computed."""
+        path = self.folder / "metrics.json"
+        return path.is_file() and self.metrics.get("complete") is True and not self.missing
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds.
+
+        Raises:
+            DamagedFileError: where it was changed, or is another run's.
+        """
+        found = read_json(self.folder / "metrics.json")
+        if found.get("run") != self.config.get("run") and {"run"} & {*found, *self.config}:
+            raise DamagedFileError(f"{self.folder / 'metrics.json'} is another run's: delete it to compute it again")
+        return found
+
+    @cached_property
+    def data(self) -> Data:
+        """The data of the run, loaded, and checked to be those that it was made with."""
+        data = load_data(self.settings.data)
+        there = self.config.get("data")
+        if there is not None and there["digest"] != data.digest:
+            raise DataError(
+                f"data={self.settings.data!r} has changed: folder={self.folder} was made with {there['examples']} "
+                f"others, and {len(data.x)} are here; restore them, or choose another folder; nothing was written"
+            )
+        return data
+
+    def part(self, steps: int) -> Path:
+        """The folder of the student with so many steps; at N = settings.steps of where the chain starts.
+
+        That is the teacher, converted if the settings ask for it.
+        """
+        start = "converted" if self.settings.convert_updates else "teacher"
+        return self.folder / (start if steps == self.settings.steps else f"student-{steps}")
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of the folders of all its networks, in the order of their training."""
+        students = [self.part(steps).name for steps in self.settings.evaluated_steps]
+        return list(dict.fromkeys(["teacher", *students]))
+
+    def open(self, part: str) -> Denoiser:
+        """One of :attr:`parts`, loaded, with the grid that it was made for.
+
+        Raises:
+            FileNotFoundError: where it is not finished.
+            DamagedFileError: where it is damaged, or another run's, or another part of this one.
+        """
+        folder, settings = self.folder / part, self.settings
+        denoiser = Denoiser.load(folder, settings.device)
+        about = read_json(folder / "config.json")
+        if about.get("run") != self.config.get("run") or about.get("part", part) != part:
+            raise DamagedFileError(
+                f"{folder} holds {about.get('part', 'a network')!r} of another place: restore the right one, or delete "
+                "the folder to compute it again"
+            )
+        if denoiser.grid is None:  # saved by the first version, which kept neither
+            named = {self.part(steps).name: steps for steps in settings.evaluated_steps}
+            denoiser.grid = Grid(named.get(part, settings.steps), settings.missing)
+            with suppress(DataError):
+                denoiser.shape = self.data.shape
+        return denoiser
+
+    def denoiser(self, steps: int) -> Denoiser:
+        """The network for so many steps, see :meth:`part`, loaded."""
+        return self.open(self.part(steps).name)
+
+    @property
+    def teacher(self) -> Denoiser:
+        """The teacher as it was trained, or given, loaded."""
+        return self.open("teacher")
+
+    def history(self, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Losses and gradient norms by update of one of :attr:`parts`; and its seconds and updates.
+
+        Empty for a teacher that came without them.
+        """
+        path = self.folder / part / "training.safetensors"
+        checksum = read_json(self.folder / part / "config.json").get("history")
+        if not path.is_file() and checksum is None and part == "teacher" and self.settings.teacher is not None:
+            return {"losses": torch.zeros(0), "gradient_norms": torch.zeros(0)}, {"seconds": 0.0, "updates": 0}
+        return read_tensors(path, checksum)
+
+    def sample(self, steps: int, noise: Tensor) -> Iterator[Tensor]:
+        """The walk of the network for so many steps from given noise, see :func:`pdlib.sampling.sample`."""
+        return sample(self.denoiser(steps), z=noise)
+
+    def same_noise(self, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        """One set of noises through the teacher and every student: samples by network, and the noises."""
+        generator = torch.Generator(self.settings.device).manual_seed(self.settings.seed)
+        noise = torch.randn(count, *self.data.shape, generator=generator, device=generator.device)
+        rows = {}
+        for n in self.settings.evaluated_steps:
+            label = "one step" if n == 1 else f"{n} steps"
+            label += f" ({self.part(n).name})" if n == self.settings.steps else ""
+            *_, rows[label] = self.sample(n, noise)
+        return rows, noise
+
+
+def load_run(folder: str | Path, device: str = "cpu") -> Run:
+    """Open a run's folder that :func:`execute` made, of this version or the first.
+
+    Raises:
+        FileNotFoundError: where the folder holds no run.
+        DamagedFileError: where its config.json cannot be read as settings.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
+    config = read_json(folder / "config.json")
+    try:
+        settings = Settings(**upgraded(config.get("settings", config)) | {"device": device})
+    except (SettingsError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{folder / 'config.json'} does not hold a run's settings: {error}") from error
+    if settings.teacher is not None and "settings" not in config:  # the first version wrote it as seen from the folder
+        settings = settings.model_copy(update={"teacher": os.path.normpath(folder / settings.teacher)})
+    return Run(folder, settings)
+
+
+def execute(
+    preset: str = "default",
+    folder: str | Path | None = None,
+    *,
+    progress: bool = True,
+    checkpoint_seconds: float = 20.0,
+    **overrides: Any,
+) -> Run:
+    """Train the teacher and every student and evaluate them, or go on where an earlier call stopped.
+
+    Args:
+        preset: one of :data:`pdlib.runs.settings.PRESETS`.
+        folder: where the run lives; by default :func:`default_folder`.
+        progress: show progress bars.
+        checkpoint_seconds: at most so much work is lost when the process is killed.
+        **overrides: any of :class:`pdlib.runs.settings.Settings` by name.
+
+    Returns:
+        The finished run. If it was finished already, nothing is computed.
+
+    Raises:
+        SettingsError: for settings that are unknown or not allowed, or that differ from those of
+            the run that the folder holds. Nothing is written then.
+        DataError: where the data cannot be used, or are not those that the folder's run was made with.
+        DamagedFileError: where a file of the run is damaged, or belongs elsewhere.
+        BlockingIOError: where another run is at work in the folder.
+        NotFiniteError: where a loss becomes NaN.
+        OSError: where the disk is full.
+    """
+    run = new_run(Path(folder) if folder else default_folder(preset, **overrides), make_settings(preset, **overrides))
+    return finish(run, progress, checkpoint_seconds)
+
+
+def new_run(folder: Path, settings: Settings) -> Run:
+    """A run that is to be made or gone on with: its folder is checked, nothing is computed.
+
+    Raises:
+        SettingsError: where the folder holds another run, or something else.
+    """
+    places = {"data": settings.data if not Path(settings.data).exists() else os.path.abspath(settings.data)}
+    if settings.teacher is not None:
+        places["teacher"] = os.path.abspath(settings.teacher)
+    run = Run(folder, settings.model_copy(update=places))
+    if not (folder / "config.json").is_file():
+        ours = (".lock", "config.json.")  # what a run leaves that was killed in its first moment
+        if folder.exists() and not (folder.is_dir() and all(path.name.startswith(ours) for path in folder.iterdir())):
+            raise SettingsError(
+                f"folder={folder} is not empty and holds no run: choose another folder; nothing was written"
+            )
+        return run
+    there, wanted = (settings_to_json(found.settings) for found in (load_run(folder), run))
+    different = [key for key in there | wanted if key not in PLACES and there.get(key) != wanted.get(key)]
+    different += ["teacher"] * ((there["teacher"] is None) != (wanted["teacher"] is None))
+    if different:
+        shown = ", ".join(f"{key}={there.get(key)!r} there and {wanted.get(key)!r} here" for key in different[:4])
+        raise SettingsError(
+            f"folder={folder} holds a run with other settings ({shown}): choose another folder, or give its "
+            "settings; nothing was written"
+        )
+    return run
+
+
+def finish(run: Run, progress: bool, checkpoint_seconds: float = 20.0) -> Run:
+    """What is left to do of a run; all that can fail is tried before anything is written."""
+    data = run.data
+    if run.finished:
+        for part in run.parts:
+            run.open(part)
+        return run
+    given = given_teacher(run)
+    denoiser = given or new_denoiser(run.settings, data)
+    try_network(run, denoiser)
+    _check_disk(run, denoiser)
+    with lock_folder(run.folder):
+        for leftover in run.folder.rglob("*.part"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        _write_config(run, given)
+        models = train_chain(run, given, Session("", run.folder, checkpoint_seconds, progress))
+        evaluate(run, models, progress)
+    return run
+
+
+def rehearse(run: Run) -> Run:
+    """The whole run in a few seconds, two updates to a training and a chain of one stage, in a folder of its own.
+
+    What can fail after hours of training fails here, before it. The caller removes the folder.
+    """
+    s = run.settings
+    short = {
+        "steps": 2 * s.end_steps,
+        "teacher_updates": 2,
+        "stage_updates": "2",
+        "convert_updates": min(2, s.convert_updates),
+        "images_per_seed": 65,
+        "noise_seeds": 2,
+    }
+    settings = Settings(**settings_to_json(s) | short | {"device": s.device})
+    copy = Run(Path(tempfile.mkdtemp(prefix="pdlib-")), settings)
+    copy.__dict__["data"] = run.data
+    try:
+        return finish(copy, progress=False)
+    except BaseException:
+        shutil.rmtree(copy.folder, ignore_errors=True)
+        raise
+
+
+def diagnose_run(run: Run) -> dict[str, list[Finding]]:
+    """What :func:`pdlib.diagnosis.diagnose` says of the teacher and of every student that is finished.
+
+    Returns:
+        Name of a network's folder -> what was found.
+
+    Raises:
+        DamagedFileError: where a network is only half there.
+    """
+    there = [part for part in run.parts if (run.folder / part).is_dir() and any((run.folder / part).iterdir())]
+    return {part: diagnose(run.open(part), weighting=run.settings.loss_weighting) for part in there}
+
+
+def _identity(run: Run, given: Denoiser | None) -> dict[str, Any]:
+    """What the run computes from, and the digest of that."""
+    settings = {name: value for name, value in settings_to_json(run.settings).items() if name not in PLACES}
+    found = {
+        "data": {"digest": run.data.digest, "shape": list(run.data.shape), "examples": len(run.data.x)},
+        "teacher": None if given is None else tensors_digest(given.network.state_dict()),
+    }
+    return found | {"run": digest([settings, found["data"]["digest"], found["teacher"]])}
+
+
+def _write_config(run: Run, given: Denoiser | None) -> None:
+    """Write what the run is, or see that a folder that was begun is of this very run."""
+    if not (run.folder / "config.json").is_file():
+        run.__dict__.pop("config", None)
+        write_json(run.folder / "config.json", {"settings": settings_to_json(run.settings)} | _identity(run, given))
+    elif given is not None and run.config.get("teacher") not in (None, tensors_digest(given.network.state_dict())):
+        raise SettingsError(
+            f"teacher={run.settings.teacher!r} has changed: folder={run.folder} was made with another; choose another "
+            "folder; nothing was written"
+        )
+
+
+def _check_disk(run: Run, denoiser: Denoiser) -> None:
+    """Refuse to start where the disk cannot hold the run."""
+    parent = next(path for path in [run.folder, *run.folder.absolute().parents] if path.exists())
+    parameters = sum(value.numel() for value in denoiser.parameters())
+    # Per parameter 4 bytes for each finished network, and 4 × 4 for each of two checkpoints.
+    needed = parameters * 4 * (len(run.settings.evaluated_steps) + 8) + 20_000_000
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OSError(
+            f"folder={run.folder}: the disk has {free / 1e6:.0f} MB free and the run needs {needed / 1e6:.0f} MB: "
+            "free some space or choose another folder"
+        )
+
+
+def say(line: str, progress: bool) -> None:
+    """A line on the terminal, where progress is shown."""
+    if progress:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,361 @@
+"""The settings of a run: each with its default, what is allowed and what it means. Importing them imports no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+import pdlib
+
+__all__ = [
+    "CURVES",
+    "PRESETS",
+    "Settings",
+    "SettingsError",
+    "allowed",
+    "check_parameters",
+    "make_settings",
+    "notebook_parameters",
+    "parse_setting",
+    "settings_to_json",
+    "upgraded",
+]
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, or its value is not allowed. In a notebook it shows as one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+Curve = Literal["distilled", "ddim", "stochastic"]
+CURVES = get_args(Curve)
+"""The student made for N steps; the undistilled teacher by DDIM; the teacher by ancestral steps."""
+NAMES = ("prediction", "student_prediction", "method", "weighting", "schedule")
+"""The settings that are names in a registry of pdlib's, which is read when they are checked: it may have grown."""
+NETWORK = ("width", "multipliers", "blocks", "attention", "heads", "dropout", "mlp_width")
+"""The settings that describe the network; without meaning where a given teacher brings its own."""
+
+Steps = Annotated[int, Field(ge=1, le=65536)]
+Updates = Annotated[int, Field(ge=1, le=10**8)]
+SomeUpdates = Annotated[int, Field(ge=0, le=10**8)]
+StageUpdates = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,7}(,[1-9][0-9]{0,4}:[1-9][0-9]{0,7})*$")]
+Rate = Annotated[float, Field(ge=1e-12, le=1e3)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1, max_length=8)]
+Levels = tuple[Annotated[int, Field(ge=0, le=7)], ...]
+
+
+class Settings(BaseModel):
+    """Everything that decides what a run computes; and ``device``, which decides where.
+
+    Raises:
+        SettingsError: for a setting that is unknown, not allowed, or does not go with the others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: str = Field("digits", min_length=1, description="data set: its name, a file, or a folder of images")
+    prediction: str = Field("v", description="what the teacher predicts, and its students by default")
+    student_prediction: str | None = Field(None, description="what the students predict, if something else")
+    convert_updates: SomeUpdates = Field(0, description="updates that turn the teacher to it, at its own N")
+    teacher: str | None = Field(None, min_length=1, description="folder of a denoiser to distil; none is trained then")
+    method: str = Field("progressive_distillation", description="what a student learns from its teacher")
+    weighting: str = Field("truncated_snr", description="loss weighting of teacher and students")
+    clip_min: float | None = Field(None, ge=0, le=1e9, description="lower end of the weighting's clip")
+    clip_max: float | None = Field(None, ge=1e-9, le=1e9, description="upper end of the weighting's clip")
+    schedule: str = Field("cosine", description="noise schedule")
+    log_snr_min: float | None = Field(None, ge=-60, le=0, description="λ_1 of a cosine schedule, if finite")
+    log_snr_max: float | None = Field(None, ge=0, le=60, description="λ_0 of a cosine schedule, if finite")
+    missing: int = Field(0, ge=0, le=1, description="1 for no t = 1 in the grid: the off-by-one mistake, for study")
+    steps: Steps = Field(64, description="N of the teacher, where the chain starts")
+    end_steps: Steps = Field(1, description="N of the last student; the teacher's for no students")
+    discrete_teacher: bool = Field(False, description="train the teacher at t = i/N, not in continuous time")
+    teacher_updates: Updates = Field(3000, description="parameter updates of the teacher")
+    stage_updates: StageUpdates = Field("450,4:600,2:600,1:600", description="of a student; N:updates where others")
+    batch_size: int = Field(128, ge=1, le=65536, description="examples per update")
+    learning_rate: Rate = Field(1e-3, description="the teacher's highest learning rate")
+    stage_learning_rate: Rate = Field(5e-4, description="the students' highest learning rate")
+    warmup: SomeUpdates = Field(100, description="updates over which the teacher's learning rate rises")
+    stage_warmup: SomeUpdates = Field(20, description="updates over which a student's learning rate rises")
+    anneal: Literal["linear", "cosine", "constant"] = Field("linear", description="how learning rates fall")
+    ema: Decay = Field(0.999, description="decay of the teacher's weight average; 0 for its last weights")
+    stage_ema: Decay = Field(0.99, description="decay of the students' weight average; 0 for their last weights")
+    max_gradient_norm: float = Field(1.0, ge=1e-12, le=1e12, description="longer gradients are scaled down to it")
+    clip_x: float | None = Field(None, ge=1e-12, le=1e6, description="the teacher's x̂ is confined to ± this")
+    width: int = Field(32, ge=4, le=1024, description="feature channels of the UNet, for images")
+    multipliers: Multipliers = Field((1, 2), description="width of each resolution of the UNet, times width")
+    blocks: int = Field(1, ge=1, le=32, description="residual blocks at each resolution")
+    attention: Levels = Field((), description="resolutions with self-attention, from 0, besides the lowest")
+    heads: int = Field(4, ge=1, le=64, description="attention heads")
+    dropout: Decay = Field(0.0, description="probability of dropout in the residual blocks")
+    mlp_width: int = Field(128, ge=4, le=16384, description="features of the MLP, for points")
+    sampler_variance: float = Field(0.0, ge=0, le=1, description="of the stochastic sampler: 0 small, 1 large")
+    noise_seeds: int = Field(10, ge=2, le=10**4, description="evaluations, each with noise of its own")
+    images_per_seed: int = Field(512, ge=65, le=10**6, description="images generated for each of them")
+    curves: tuple[Curve, ...] = Field(CURVES, min_length=1, description="what is evaluated; distilled comes first")
+    seed: int = Field(0, ge=0, le=2**43, description="of weights, batches, times and noise")
+    device: str = Field("cpu", min_length=1, description="where to compute; no part of what a run is")
+
+    def __init__(self, /, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_in_one_line(error, values)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """What pydantic reads otherwise than it is meant: paths, lists and none in text, True for a number."""
+        default = cls.model_fields[info.field_name].default
+        if isinstance(value, os.PathLike | bool) or (isinstance(value, int) and isinstance(default, str)):
+            value = str(value)
+        if not isinstance(value, str):
+            return value
+        if default is None and value.lower() == "none":
+            return None
+        if isinstance(default, tuple):
+            listed = value.strip("()[] ").removesuffix(",")
+            return [part.strip() for part in listed.split(",")] if listed else []
+        return os.path.expanduser(value) if info.field_name in ("data", "teacher") else value
+
+    @field_validator(*NAMES)
+    @classmethod
+    def _known(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None and name not in (known := _registry(info.field_name)):
+            from pdlib.files import unknown
+
+            raise ValueError(unknown(info.field_name, name, known))
+        return name
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        """What no setting can say alone."""
+        self.grid.down_to(self.end_steps)
+        if self.curves[0] != CURVES[0] or len(set(self.curves)) < len(self.curves):
+            others = ", ".join(CURVES[1:])
+            raise ValueError(f"curves={','.join(self.curves)}: must be distilled, and then any of {others}")
+        if self.convert_updates and self.student_prediction is None:
+            raise ValueError(f"convert_updates={self.convert_updates}: say to what, with student_prediction")
+        if self.missing and self.end_steps < 2:
+            raise ValueError("missing=1 leaves no step to train at N = 1: use end_steps=2 or more")
+        self.loss_weighting  # noqa: B018
+        no_division = self.missing or _last_alpha(self.noise_schedule) > 0
+        for name in ("prediction", "student_prediction"):
+            if not (no_division or pdlib.PREDICTIONS[getattr(self, name) or "x"].bounded):
+                bounded = ", ".join(known for known, kind in pdlib.PREDICTIONS.items() if kind.bounded)
+                finite = ", ".join(known for known, make in pdlib.SCHEDULES.items() if _last_alpha(make(1000)) > 0)
+                why = f"α_1 = 0 with schedule={self.schedule!r}, and x̂ = (z − σ ε̂)/α divides by it"
+                advice = f"use {name} {bounded}, or a schedule with α_1 > 0: {finite}"
+                raise ValueError(f"{name}={getattr(self, name)!r}: {why}; {advice}")
+        if self.attention and max(self.attention) >= len(self.multipliers):
+            levels = f"must name resolutions from 0 to {len(self.multipliers) - 1}, one for each multiplier"
+            raise ValueError(f"attention={self.attention}: {levels}")
+        attending = (self.multipliers[level] for level in (*self.attention, -1))
+        unit = math.lcm(*(self.heads // math.gcd(self.heads, multiplier) for multiplier in attending))
+        if self.width % unit and self.teacher is None:
+            near = max(round(self.width / unit), math.ceil(4 / unit)) * unit
+            raise ValueError(
+                f"width={self.width}: must be a multiple of {unit} for heads={self.heads}: use width={near}"
+            )
+        _try_device(self.device)
+        return self
+
+    @property
+    def grid(self) -> pdlib.Grid:
+        """The teacher's grid, where the chain starts."""
+        return pdlib.Grid(self.steps, self.missing)
+
+    @property
+    def evaluated_steps(self) -> list[int]:
+        """N of the teacher and of every student, highest first."""
+        return [self.steps, *(grid.N for grid in self.grid.down_to(self.end_steps))]
+
+    @property
+    def noise_schedule(self) -> pdlib.Schedule:
+        """The schedule, with λ_0 and λ_1 as asked for."""
+        return pdlib.make_schedule(self.schedule, self.log_snr_min, self.log_snr_max)
+
+    @property
+    def loss_weighting(self) -> str | pdlib.Clipped:
+        """The weighting, clipped if asked for."""
+        clip = (self.clip_min, self.clip_max)
+        return self.weighting if clip == (None, None) else pdlib.Clipped(self.weighting, *clip)
+
+    @property
+    def teacher_training(self) -> pdlib.TrainingSettings:
+        """How the teacher is trained."""
+        return self._training(self.teacher_updates, self.learning_rate, self.warmup, self.ema)
+
+    def stage_training(self, grid: pdlib.Grid) -> pdlib.TrainingSettings:
+        """How the student for a grid is trained."""
+        usual, *others = self.stage_updates.split(",")
+        updates = dict(other.split(":") for other in others).get(str(grid.N), usual)
+        return self._training(int(updates), self.stage_learning_rate, self.stage_warmup, self.stage_ema)
+
+    def _training(self, updates: int, rate: float, warmup: int, ema: float) -> pdlib.TrainingSettings:
+        last = (self.anneal, ema, self.max_gradient_norm, self.seed)
+        return pdlib.TrainingSettings(updates, self.batch_size, rate, warmup, *last)
+
+
+def _registry(name: str) -> Collection[str]:
+    return getattr(pdlib, f"{name.removeprefix('student_')}s".upper())
+
+
+def _last_alpha(schedule: pdlib.Schedule) -> float:
+    return schedule.alpha_sigma(pdlib.Grid(1).times)[0].item()
+
+
+def _try_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).cpu()
+    except Exception:  # each device's library raises its own
+        known = "cuda or cpu" if torch.cuda.is_available() else "cpu, as there is no cuda here"
+        raise ValueError(f"device={device!r} does not work here, or not in float64: use {known}") from None
+
+
+def make_settings(preset: str = "default", **overrides: Any) -> Settings:
+    """The settings of a preset with some of them overridden, as values or as text, checked.
+
+    Raises:
+        SettingsError: for an unknown preset or setting, or a value that is not allowed.
+    """
+    if preset not in PRESETS:
+        raise SettingsError(f"preset={preset!r} is unknown; it must be one of {', '.join(PRESETS)}")
+    settings = Settings(**{**PRESETS[preset], **overrides})
+    for name in NETWORK if settings.teacher is not None else ():
+        if name in overrides:
+            raise SettingsError(f"{name}={overrides[name]}: the given teacher brings its own network: leave {name} out")
+    return settings
+
+
+def parse_setting(text: str) -> tuple[str, str]:
+    """``"key=value"`` to a name and a text, both for :func:`make_settings` to check; SettingsError for other text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {text}: write it as key=value, without spaces")
+    return name, value
+
+
+_SMOKE = "steps=8 teacher_updates=300 stage_updates=60 batch_size=64 learning_rate=3e-3 ema=0.98 stage_ema=0.9"
+_STUDY = "steps=16 teacher_updates=1500 stage_updates=150 ema=0.995 stage_ema=0.97 noise_seeds=4 curves=distilled"
+_SMALL = "width=16 mlp_width=64"
+PRESETS: dict[str, dict[str, str]] = {
+    "default": {},
+    "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} noise_seeds=2 images_per_seed=128".split())),
+    "study": dict(map(parse_setting, f"{_STUDY} {_SMALL}".split())),
+}
+"""Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs."""
+
+
+def settings_to_json(settings: Settings) -> dict[str, Any]:
+    """What a run is, as a dictionary that JSON holds unchanged: all that decides what is computed.
+
+    That is without ``device``, and without the network's settings where a teacher brings its own.
+    """
+    return settings.model_dump(mode="json", exclude={"device", *(() if settings.teacher is None else NETWORK)})
+
+
+def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a run's config.json under today's names; the first edition's mean the same run as then.
+
+    Raises:
+        SettingsError: for a setting that is unknown or not allowed.
+    """
+    config = {name: value for name, value in config.items() if name != "device"}
+    if "missing" not in config:
+        updates, few = config.get("stage_updates", 450), config.pop("few_step_updates", 600)
+        config["stage_updates"] = updates if few in (None, updates) else f"{updates},4:{few},2:{few},1:{few}"
+        top, width = config.pop("skip_top", False), config.get("width", 32)
+        config["missing"] = int(top) if isinstance(top, bool) else top
+        config["mlp_width"] = 4 * width if isinstance(width, int) else width
+        if config.pop("weights", "ema") == "raw":
+            config["stage_ema"] = 0.0
+    return settings_to_json(Settings(**config))
+
+
+_schema = cache(Settings.model_json_schema)
+
+
+def allowed(name: str, look_up: bool = True) -> str:
+    """What a setting may be, in words. ``look_up``: the names in a registry too, which imports torch."""
+    schema = _schema()["properties"][name]
+    kind = schema.get("anyOf", [schema])[0]
+    item = kind.get("items", kind)
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "a name or a path",
+    }
+    words = f"a name, see pdlib settings {name}" if name in NAMES else words[item["type"]]
+    if "enum" in item or (name in NAMES and look_up):
+        words = f"one of {', '.join(item.get('enum') or _registry(name))}"
+    elif "pattern" in item:
+        words = "a whole number, as 450, or as in 450,2:600,1:600"
+    elif "minimum" in item:
+        high, form = item.get("maximum", item.get("exclusiveMaximum")), "g" if item["type"] == "number" else ","
+        words += f" from {item['minimum']:{form}} to {'below ' * ('maximum' not in item)}{high:{form}}"
+    return words + ", or more after commas" * (item is not kind) + ", or none" * ("anyOf" in schema)
+
+
+def _in_one_line(error: ValidationError, values: dict[str, Any]) -> str:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":  # one of ours
+        return " ".join(str(first["ctx"]["error"]).split())
+    name = first["loc"][0]
+    if first["type"] == "extra_forbidden":
+        return f"{name}={values[name]!r}: there is no setting {name!r}{_suggestion(name, Settings.model_fields)}"
+    return f"{name}={repr(values[name])[:80]}: must be {allowed(name)}"
+
+
+def _suggestion(name: str, known: Collection[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+_MEMORY = "_pdlib_parameters"
+
+
+def notebook_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
+    """The parameters among a notebook's ``globals()``: its own plain values, as they are now.
+
+    The first call, before all other cells, settles which they are: what those define is none when the notebook is
+    run again. Nor is what no cell assigns, but an IPython startup file, say.
+    """
+    if _MEMORY not in namespace:
+        plain = (str, int, float, bool, tuple, list, type(None))
+        cells = "\n".join(map(str, namespace.get("In", ()))).strip()
+        namespace[_MEMORY] = [
+            name
+            for name, value in namespace.items()
+            if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out", "exit", "quit")
+            if not cells or re.search(rf"^{name}\s*(:.*)?=", cells, re.MULTILINE)
+        ]
+    return {name: namespace[name] for name in namespace[_MEMORY] if name in namespace}
+
+
+def check_parameters(namespace: dict[str, Any], **allowed: Collection[Any]) -> None:
+    """Stop a notebook, given its ``globals()``, where a parameter is none of those or has none of the values allowed.
+
+    Raises:
+        SettingsError: names the parameter, its value, and what is allowed, in one line.
+    """
+    for name, value in notebook_parameters(namespace).items():
+        if name not in allowed:
+            del namespace[name], namespace[_MEMORY]  # so that the notebook can be mended and run again
+            raise SettingsError(f"{name}={value!r}: there is no parameter {name!r}{_suggestion(name, allowed)}")
+        values = allowed[name]
+        if isinstance(value, bool) or value not in values:
+            whole = f"a whole number from {values[0]} to {values[-1]}" if isinstance(values, range) else None
+            raise SettingsError(f"{name}={value!r}: must be {whole or 'one of ' + ', '.join(map(str, values))}")
