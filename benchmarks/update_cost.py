@@ -3,7 +3,8 @@
 The floor of an update is what no implementation of algorithm 2 can leave out: two forwards of the
 teacher and one training step (forward, backward, Adam) of the student. Ours is the whole loop:
 batches, schedule, two DDIM steps, x̃, weighting, gradient clipping, EMA, bookkeeping. The two are
-timed in turn, in one process, so that their ratio holds on a noisy machine.
+timed in turn, in one process, so that their ratio holds on a noisy machine. The schedule is to be
+evaluated once for each of an update's three times.
 
     python benchmarks/update_cost.py
 
@@ -23,10 +24,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdlib.data import load_data
+from pdlib.denoiser import Denoiser
 from pdlib.distillation import progressive_distillation
-from pdlib.reports import machine, new_denoiser
-from pdlib.settings import make_settings
-from pdlib.training import TrainingSettings
+from pdlib.grids import Grid
+from pdlib.runs.evaluation import machine
+from pdlib.runs.run import new_denoiser
+from pdlib.runs.settings import make_settings
+from pdlib.training import Session, Trained, TrainingSettings
 
 ROUNDS, UPDATES = 41, 8
 
@@ -38,10 +42,27 @@ def seconds(work: Callable[[], float | None]) -> float:
     return time.perf_counter() - started if own is None else own
 
 
+def distilled(teacher: Denoiser, x: torch.Tensor, settings: TrainingSettings) -> Trained:
+    """The training of one stage, from 8 steps to 4."""
+    teacher.grid = Grid(8)
+    return next(progressive_distillation(teacher, x, 4, settings, session=Session(progress=False))).trained
+
+
+def schedule_evaluations(teacher: Denoiser, x: torch.Tensor, settings: TrainingSettings) -> float:
+    """How often an update computes α and σ."""
+    schedule, counted = teacher.schedule, []
+    compute = schedule._alpha_sigma
+    schedule._alpha_sigma = lambda t: counted.append(t) or compute(t)
+    distilled(teacher, x, settings)
+    del schedule._alpha_sigma
+    return len(counted) / settings.updates
+
+
 def main() -> None:
     settings = make_settings()
     data = load_data(settings.data)
     teacher = new_denoiser(settings, data).eval().requires_grad_(False)
+    training = TrainingSettings(UPDATES, settings.batch_size, settings.stage_learning_rate, ema=0.99)
     z, time_input = data.x[: settings.batch_size], torch.rand(settings.batch_size)
 
     student = copy.deepcopy(teacher.network).train().requires_grad_(True)
@@ -57,9 +78,7 @@ def main() -> None:
             optimizer.step()
 
     def ours() -> float:
-        training = TrainingSettings(UPDATES, settings.batch_size, settings.stage_learning_rate, ema=0.99)
-        stage = next(progressive_distillation(teacher, data.x, 8, 4, training, seed=0, progress=False))
-        return stage.trained.seconds  # of the updates, without copying the network once for the whole stage
+        return distilled(teacher, data.x, training).seconds  # without copying the network once for the whole stage
 
     def forward() -> None:
         with torch.no_grad():
@@ -85,6 +104,7 @@ def main() -> None:
     result = {
         "update_over_floor": statistics.median(ratios),
         "update_over_floor_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "schedule_evaluations": schedule_evaluations(teacher, data.x, training),
         "update_ms": 1e3 * statistics.median(times["ours"]),
         "floor_ms": 1e3 * statistics.median(times["floor"]),
         "forward_gflops": counter.get_total_flops() / statistics.median(times["forward"]) / 1e9,
@@ -96,7 +116,8 @@ def main() -> None:
     low, high = result["update_over_floor_quartiles"]
     print(
         f"one distillation update: {result['update_ms']:.1f} ms; two teacher forwards and one student step: "
-        f"{result['floor_ms']:.1f} ms; ratio {result['update_over_floor']:.3f} (quartiles {low:.3f} to {high:.3f})"
+        f"{result['floor_ms']:.1f} ms; ratio {result['update_over_floor']:.3f} (quartiles {low:.3f} to {high:.3f}); "
+        f"schedule evaluations: {result['schedule_evaluations']:g}"
     )
     print(
         f"forward of the network ({result['parameters']:,} parameters, batch {result['batch_size']}): "

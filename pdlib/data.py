@@ -213,7 +213,7 @@ def _pixels(image: Image | None) -> np.ndarray:
     if image is None or image.mode.startswith(("I", "F")):
         raise DataError("has an image that is missing or has more than 8 bits a channel: leave it out, or convert it")
     pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
 
 
 def _to_unit_range(x: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 import torch
@@ -148,7 +149,7 @@ class Denoiser(nn.Module):
         except FileNotFoundError as error:
             raise DamagedFileError(f"{folder} holds only half a denoiser: {error}. Delete the folder") from error
         except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
-            why = f"no entry {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            why = f"no entry {error}" if isinstance(error, KeyError) else shorten(str(error), 300, placeholder=" …")
             raise DamagedFileError(f"{folder} does not hold a denoiser that this version can read: {why}") from error
         return denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 

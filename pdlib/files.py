@@ -7,6 +7,7 @@ process killed at any moment leaves the old file or the new one, never half of o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -72,7 +73,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise OSError(
             error.errno,
             f"could not write ({error.strerror}); what was saved before is kept: free some space or "

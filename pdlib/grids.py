@@ -33,8 +33,8 @@ class Grid:
     missing: int = 0
 
     def __post_init__(self):
-        if self.N < 1:
-            raise ValueError(f"steps={self.N}: a sampler needs at least 1 step")
+        if self.N < 1 or self.N % 1:
+            raise ValueError(f"steps={self.N}: a sampler needs at least 1 step, and whole ones")
         if not 0 <= self.missing <= self.N:
             raise ValueError(f"missing={self.missing}: of {self.N} times between 0 and {self.N} can be left out")
 

@@ -100,7 +100,7 @@ def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn
         if found != about:
             raise DamagedFileError(f"{path} is a network for other data")
         network.load_state_dict(tensors)
-    except (OSError, DamagedFileError):
+    except (OSError, RuntimeError, DamagedFileError):  # safetensors has a RuntimeError for a file that vanishes
         _train_classifier(network, x, labels, updates, progress)
         try:
             write_tensors(path, network.state_dict(), about)

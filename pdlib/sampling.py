@@ -102,7 +102,7 @@ def sample(
     own = getattr(denoiser, "grid", None)
     if steps is None and own is None:
         raise ValueError("steps: this denoiser was made for no number of steps; say with how many to sample")
-    if isinstance(steps, int):
+    if steps is not None and not isinstance(steps, Grid):
         steps = Grid(steps) if own is None else replace(own, N=steps)
     schedule, grid = denoiser.schedule, steps or own
     yield z

@@ -161,12 +161,8 @@ class CosineSchedule(Schedule):
         return -2 * self._squeeze * rate / (alpha * sigma)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "name": "cosine",
-            "offset": self.offset,
-            "log_snr_min": self.log_snr_min,
-            "log_snr_max": self.log_snr_max,
-        }
+        ends = {"log_snr_min": self.log_snr_min, "log_snr_max": self.log_snr_max}
+        return {"name": "cosine", "offset": self.offset, **ends}
 
 
 class LinearSchedule(Schedule):
@@ -280,11 +276,7 @@ class DiscreteSchedule(Schedule):
         return -2 * slope / (alpha * sigma)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "name": "discrete",
-            "alpha_bar": self.alpha_bar.tolist(),
-            "alpha_bar_0": self.alpha_bar_0,
-        }
+        return {"name": "discrete", "alpha_bar": self.alpha_bar.tolist(), "alpha_bar_0": self.alpha_bar_0}
 
     def __repr__(self) -> str:
         return f"DiscreteSchedule(T={self.T}, alpha_bar[T]={self.alpha_bar[-1]:.3g})"
@@ -407,7 +399,7 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
             return ZeroTerminalSNR(schedule_from_config(arguments["schedule"]))
         build = _CLASSES.get(name) or SCHEDULES.get(name)
         if build is None:
-            raise ValueError(unknown("schedule name", name, [*_CLASSES, "zero_terminal_snr", *SCHEDULES]))
+            raise ValueError(unknown("schedule name", name, {**_CLASSES, "zero_terminal_snr": None, **SCHEDULES}))
         return build(**arguments)
     except (TypeError, KeyError) as error:
         raise ValueError(f"schedule {name!r} was given wrong arguments: {error}") from error

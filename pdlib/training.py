@@ -132,6 +132,8 @@ def fit(
     generator = torch.Generator(data.device).manual_seed(settings.seed)
     losses, norms = torch.zeros(settings.updates), torch.zeros(settings.updates)
     state = _State(denoiser, average, optimizer, generator, losses, norms)
+    # Dropout takes no generator. torch.manual_seed would queue a seed for every device that was never used.
+    dropout = torch.default_generator if data.device.type == "cpu" else torch
     first, seconds = 0, 0.0
     if checkpoint is not None and checkpoint.is_file():
         first, seconds = state.load(checkpoint, fingerprint)
@@ -148,7 +150,7 @@ def fit(
         ) as bar,
     ):
         for update in range(first, settings.updates):
-            torch.manual_seed((settings.seed * 1_000_003 + update) % 2**63)  # of dropout, which takes no generator
+            dropout.manual_seed((settings.seed * 1_000_003 + update) % 2**63)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(update)
             batch = torch.randint(len(data), (settings.batch_size,), generator=generator, device=data.device)

@@ -82,7 +82,9 @@ def test_a_denoiser_is_diagnosed_on_the_grid_that_it_was_made_for():
     (finding,) = diagnose(network(grid=Grid(4, missing=1)))
     assert (finding.culprit, finding.figure) == ("wrong top time", pytest.approx(math.sin(math.pi / 8)))
     assert diagnose(network(grid=Grid(4, missing=1)), Grid(4)) == []  # unless another is named
-    with pytest.raises(ValueError, match=r"grid: this denoiser was made for no number of steps; say for which Grid\(N\)"):
+    with pytest.raises(
+        ValueError, match=r"grid: this denoiser was made for no number of steps; say for which Grid\(N\)"
+    ):
         diagnose(network())
 
 

@@ -6,13 +6,13 @@ from strategies import TOLERANCE, clean_start, column, relative_error, schedules
 
 from pdlib.predictions import (
     PREDICTIONS,
+    Prediction,
     PredictionError,
     eps_from_output,
     eps_from_v,
     eps_from_x,
     output_channels,
     v_from_eps,
-    v_from_output,
     v_from_x,
     x_from_both,
     x_from_eps,
@@ -96,26 +96,24 @@ def test_where_sigma_is_0_the_output_no_longer_matters(schedule, x, eps, output)
     assert torch.equal(x_from_both(z, output, output, alpha, sigma), x)
 
 
-@given(schedules, times(3), BATCH, BATCH, st.sampled_from(PREDICTIONS))
+@given(schedules, times(3), BATCH, BATCH, st.sampled_from(list(PREDICTIONS)))
 def test_an_output_is_read_the_same_way_as_x_noise_or_v(schedule, t, x, eps, prediction):
     alpha, sigma, z, v = mixed(schedule, t, x, eps)
     right = {"x": x, "eps": eps, "v": v, "both": torch.cat([x, eps], dim=1)}[prediction]
     assert relative_error(x_from_output(prediction, right, z, alpha, sigma), x) <= TOLERANCE
     assert relative_error(eps_from_output(prediction, right, z, alpha, sigma), eps) <= TOLERANCE
-    assert relative_error(v_from_output(prediction, right, z, alpha, sigma), v, scale=x) <= TOLERANCE
+    from_eps = v_from_eps(z, eps_from_output(prediction, right, z, alpha, sigma), alpha, sigma)
+    assert relative_error(from_eps, v, scale=x) <= TOLERANCE
 
 
-@given(schedules, times(3), BATCH, tensors(3, 8), st.sampled_from(PREDICTIONS))
-def test_the_three_readings_of_any_output_agree_with_each_other(schedule, t, z, output, prediction):
+@given(schedules, times(3), BATCH, tensors(3, 8), st.sampled_from(list(PREDICTIONS)))
+def test_the_two_readings_of_any_output_agree_with_each_other(schedule, t, z, output, prediction):
     alpha, sigma = schedule.alpha_sigma(t)
     output = output if prediction == "both" else output[:, :4]
     x = x_from_output(prediction, output, z, alpha, sigma)
     eps = eps_from_output(prediction, output, z, alpha, sigma)
-    v = v_from_output(prediction, output, z, alpha, sigma)
-    # Only one of the three is the network's; all the same z = α x̂ + σ ε̂ and v̂ = α ε̂ − σ x̂.
-    scale = torch.cat([x, eps, z])
-    assert relative_error(column(alpha) * x + column(sigma) * eps, z, scale) <= TOLERANCE
-    assert relative_error(column(alpha) * eps - column(sigma) * x, v, scale) <= TOLERANCE
+    # One of the two at most is the network's; all the same z = α x̂ + σ ε̂.
+    assert relative_error(column(alpha) * x + column(sigma) * eps, z, scale=torch.cat([x, eps, z])) <= TOLERANCE
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (3, 1, 4, 4), (3, 3, 2, 2)])
@@ -156,7 +154,7 @@ def test_both_takes_twice_the_channels():
     assert [output_channels(prediction, 3) for prediction in PREDICTIONS] == [3, 3, 3, 6]
 
 
-@pytest.mark.parametrize("read", [x_from_output, eps_from_output, v_from_output])
+@pytest.mark.parametrize("read", [x_from_output, eps_from_output])
 def test_an_unknown_prediction_is_named_with_those_there_are(read):
     z = torch.ones(1, 4)
     message = "prediction='score' is unknown; it must be one of x, eps, v, both"
@@ -164,3 +162,24 @@ def test_an_unknown_prediction_is_named_with_those_there_are(read):
         read("score", z, z, torch.ones(1) / 2, torch.ones(1) / 2)
     with pytest.raises(ValueError, match=message):
         output_channels("score", 3)
+
+
+@given(schedules, times(3), BATCH, BATCH)
+def test_a_prediction_from_outside_is_one_entry(schedule, t, x, eps):
+    # The network says how much there is to take away: z − x.
+    alpha, sigma, z, _ = mixed(schedule, t, x, eps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PREDICTIONS, "residue", Prediction(lambda z, output, alpha, sigma: z - output, bounded=True))
+        assert relative_error(x_from_output("residue", z - x, z, alpha, sigma), x) <= TOLERANCE
+        assert relative_error(eps_from_output("residue", z - x, z, alpha, sigma), eps) <= TOLERANCE
+        assert output_channels("residue", 3) == 3
+
+
+def test_what_has_no_value_where_alpha_is_0_is_said_to_have_none():
+    z, output = torch.ones(2, 1, 8)
+    for name, prediction in PREDICTIONS.items():
+        try:
+            x_from_output(name, output[:, : 4 * prediction.outputs], z[:, :4], torch.zeros(1), torch.ones(1))
+            assert prediction.bounded, name
+        except PredictionError:
+            assert not prediction.bounded, name

@@ -1,6 +1,7 @@
 import math
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -17,13 +18,14 @@ from strategies import (
     tensors,
     zero_terminal,
 )
+from tiny import COSINE, generator, noise, tiny
 
-from pdlib.denoiser import Denoiser
+from pdlib.denoiser import Confined, Denoiser
 from pdlib.exact import GaussianDenoiser
+from pdlib.grids import Grid
 from pdlib.sampling import ancestral_step, ddim_step, sample, sample_batches
-from pdlib.schedules import CosineSchedule, DiscreteSchedule, zero_terminal_snr
+from pdlib.schedules import DiscreteSchedule
 
-COSINE = CosineSchedule()
 MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=torch.float64)
 ONE = torch.ones(1, dtype=torch.float64)
@@ -39,15 +41,11 @@ def steps_down(draw):
     return t * ONE, s * ONE
 
 
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 class Recorder:
     """A denoiser that always answers the same and remembers the times it was asked at."""
 
-    def __init__(self, answer, schedule=COSINE):
-        self.answer, self.schedule, self.times = answer, schedule, []
+    def __init__(self, answer, schedule=COSINE, grid=None):
+        self.answer, self.schedule, self.grid, self.times = answer, schedule, grid, []
 
     def __call__(self, z, t):
         self.times.append(t)
@@ -110,7 +108,7 @@ def test_ddim_converges_to_the_exact_probability_flow_with_order_1(name):
     first = 1000 if "scaled_linear" in name else 50
     errors = []
     for steps in (first, 2 * first, 4 * first):
-        *_, found = sample(denoiser, steps, z)
+        *_, found = sample(denoiser, steps, z=z)
         errors.append((found - exact).abs().max().item())
     orders = [math.log2(errors[0] / errors[1]), math.log2(errors[1] / errors[2])]
     assert orders == pytest.approx([1, 1], abs=0.03)
@@ -121,7 +119,7 @@ def test_ddim_converges_to_the_exact_probability_flow_with_order_1(name):
 def test_ddim_on_standard_normal_data_shrinks_by_a_cosine_every_step(steps, z):
     # There v̂ = 0, so a step by the angle δ = π/2N multiplies by cos δ, where the exact flow stands still.
     denoiser = GaussianDenoiser(torch.zeros(4), torch.eye(4), COSINE)
-    *_, found = sample(denoiser, steps, z)
+    *_, found = sample(denoiser, steps, z=z)
     assert relative_error(found, math.cos(math.pi / (2 * steps)) ** steps * z, scale=z) <= TOLERANCE
 
 
@@ -162,7 +160,7 @@ def test_ddim_is_that_of_diffusers(prediction, theirs, zero_snr, beta_schedule, 
     assert (schedule.alpha_bar[-1] == 0) == zero_snr
     denoiser = Denoiser(Waves(), prediction, schedule)
     z = noise(5, 3)
-    ours = list(sample(denoiser, steps, z))
+    ours = list(sample(denoiser, steps, z=z))
     for i, timestep in enumerate(scheduler.timesteps):
         t = (timestep + 1).double().expand(5) / 1000
         z = scheduler.step(denoiser.output(z, t), int(timestep), z, eta=0.0).prev_sample
@@ -250,10 +248,13 @@ def test_a_variance_outside_0_to_1_is_refused(variance):
 # The walk.
 
 
-@given(st.integers(1, 20), st.sampled_from(["ddim", "ancestral"]))
-def test_a_walk_yields_every_z_from_the_noise_to_the_sample(steps, sampler):
+STEPS = [None, 0.0, 0.5]  # DDIM, and ancestral steps of two variances
+
+
+@given(st.integers(1, 20), st.sampled_from(STEPS))
+def test_a_walk_yields_every_z_from_the_noise_to_the_sample(steps, variance):
     denoiser, z = Recorder(0.5), noise(2, 3)
-    walk = list(sample(denoiser, steps, z, sampler=sampler))
+    walk = list(sample(denoiser, steps, z=z, variance=variance))
     assert len(walk) == steps + 1
     assert walk[0] is z
     assert torch.equal(walk[-1], torch.full_like(z, 0.5))  # at t = 0 the sample is the last x̂
@@ -261,83 +262,135 @@ def test_a_walk_yields_every_z_from_the_noise_to_the_sample(steps, sampler):
     assert [t.tolist() for t in denoiser.times] == [[i / steps] * 2 for i in range(steps, 0, -1)]
 
 
+def asked(own, steps):
+    """The times, as i, that a denoiser which was made for its own grid is asked at."""
+    denoiser = Recorder(0.5, grid=own)
+    assert len(list(sample(denoiser, steps, z=noise(1, 2)))) == len(denoiser.times) + 1
+    N = steps.N if isinstance(steps, Grid) else steps or own.N
+    return [t.item() * N for t in denoiser.times]
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "expected"),
+    [
+        (Grid(4), None, [4, 3, 2, 1]),  # nothing said: its own
+        (Grid(4, missing=1), None, [3, 2, 1]),
+        (Grid(4), 2, [2, 1]),  # a number: so many steps on a grid like its own
+        (Grid(4, missing=1), 8, [7, 6, 5, 4, 3, 2, 1]),
+        (Grid(4, missing=1), 1, []),
+        (None, 3, [3, 2, 1]),
+        (Grid(4, missing=1), Grid(3), [3, 2, 1]),  # a grid: that grid
+        (Grid(4), Grid(4, missing=2), [2, 1]),
+        (None, Grid(2, missing=1), [1]),
+        (Grid(4), np.int64(2), [2, 1]),
+    ],
+)
+def test_the_times_are_those_asked_for_or_the_denoisers_own(own, steps, expected):
+    assert asked(own, steps) == expected
+
+
+def test_what_is_missing_at_the_top_is_where_the_noise_is_taken_to_be():
+    # The walk starts at t = 3/4, as if z were z_{3/4}: equal to the tail of a walk that arrives there with it.
+    denoiser, z = GaussianDenoiser(MEAN, COVARIANCE, COSINE), noise(3, 2)
+    found = list(sample(denoiser, Grid(4, missing=1), z=z))
+    t, s = (torch.full((3,), time, dtype=torch.float64) for time in (0.75, 0.5))
+    assert torch.equal(found[1], ddim_step(z, denoiser(z, t), t, s, COSINE))
+
+
 def test_a_walk_can_be_left_at_any_step():
     denoiser = Recorder(0.5)
-    assert len(list(islice(sample(denoiser, 1000, noise(2, 3)), 3))) == 3
+    assert len(list(islice(sample(denoiser, 1000, z=noise(2, 3)), 3))) == 3
     assert len(denoiser.times) == 2
 
 
 @given(st.integers(1, 8), tensors(2, 3))
 def test_every_step_of_a_ddim_walk_is_a_ddim_step(steps, z):
     denoiser = GaussianDenoiser(torch.zeros(3), 0.2 * torch.eye(3), COSINE)
-    for i, found in zip(range(steps, -1, -1), sample(denoiser, steps, z), strict=True):
+    for i, found in zip(range(steps, -1, -1), sample(denoiser, steps, z=z), strict=True):
         assert torch.allclose(found, z, rtol=1e-12, atol=1e-14)
         t, s = (torch.tensor([time, time], dtype=torch.float64) for time in (i / steps, (i - 1) / steps))
         z = ddim_step(z, denoiser(z, t), t, s, COSINE) if i else z
 
 
-def test_clipping_confines_every_x_hat():
+def test_confining_a_denoiser_confines_every_x_hat_of_a_walk():
     z = noise(2, 3)
-    confined, allowed = (list(sample(Recorder(answer), 4, z)) for answer in (1.0, 3.0))
-    clipped = list(sample(Recorder(3.0), 4, z, clip=1.0))
+    confined, allowed = (list(sample(Recorder(answer), 4, z=z)) for answer in (1.0, 3.0))
+    clipped = list(sample(Confined(Recorder(3.0), 1.0), 4, z=z))
     assert all(torch.equal(one, other) for one, other in zip(clipped, confined, strict=True))
     assert torch.equal(allowed[-1], torch.full_like(z, 3.0))
-    assert torch.equal(list(sample(Recorder(-3.0), 4, z, clip=0.5))[-1], torch.full_like(z, -0.5))
+    assert torch.equal(list(sample(Confined(Recorder(-3.0), 0.5), 4, z=z))[-1], torch.full_like(z, -0.5))
 
 
 def test_the_ancestral_walk_takes_its_variance_and_its_noise_from_the_arguments():
     denoiser, z = GaussianDenoiser(MEAN, COVARIANCE, COSINE), noise(2, 2)
-    options = {"sampler": "ancestral", "variance": 0.7}
-    first, again = (list(sample(denoiser, 4, z, generator=torch.Generator().manual_seed(5), **options)) for _ in "ab")
-    other = list(sample(denoiser, 4, z, generator=torch.Generator().manual_seed(6), **options))
+    first, again, other = (
+        list(sample(denoiser, 4, z=z, generator=generator(seed), variance=0.7)) for seed in (5, 5, 6)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[1], other[1])
-    eps = torch.randn(2, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    eps = noise(2, 2, seed=5)
     t, s = torch.ones(2), torch.full((2,), 0.75)
     assert torch.equal(first[1], ancestral_step(z, denoiser(z, t), t, s, COSINE, eps, 0.7))
 
 
-def test_another_schedule_can_be_sampled_on():
-    other, z = zero_terminal_snr(ALL["linear"]), noise(2, 3)
-    expected = list(sample(Recorder(0.5, other), 4, z))
-    found = list(sample(Recorder(0.5, COSINE), 4, z, schedule=other))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert not torch.equal(found[1], list(sample(Recorder(0.5, COSINE), 4, z))[1])
+def test_a_ddim_walk_draws_nothing():
+    drawn = generator(5)
+    list(sample(Recorder(0.5), 4, z=noise(2, 2), generator=drawn))
+    assert torch.equal(drawn.get_state(), generator(5).get_state())
 
 
 @pytest.mark.parametrize(
     ("steps", "options", "message"),
     [
-        (4, {"sampler": "euler"}, "sampler='euler' is unknown; it must be one of ddim, ancestral"),
         (0, {}, "steps=0: a sampler needs at least 1 step"),
-        (4, {"sampler": "ancestral", "variance": 2.0}, "variance=2.0"),
+        (2.5, {}, "steps=2.5: a sampler needs at least 1 step, and whole ones"),
+        (None, {}, "steps: this denoiser was made for no number of steps; say with how many to sample"),
+        (4, {"variance": 2.0}, "variance=2.0"),
     ],
 )
 def test_a_wrong_argument_is_named(steps, options, message):
-    with pytest.raises(ValueError, match=message):
-        list(sample(Recorder(0.5), steps, noise(1, 2), **options))
+    with pytest.raises(ValueError, match=message) as caught:
+        list(sample(Recorder(0.5), steps, z=noise(1, 2), **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_more_steps_missing_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="missing=2: of 1 times between 0 and 1 can be left out"):
+        list(sample(Recorder(0.5, grid=Grid(4, missing=2)), 1, z=noise(1, 2)))
 
 
 # Batches.
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
-def test_batches_of_samples_are_the_ends_of_walks(sampler):
-    denoiser = GaussianDenoiser(MEAN, COVARIANCE, COSINE)
-    found = sample_batches(
-        denoiser, 3, 5, (2,), generator=torch.Generator().manual_seed(0), batch_size=2, sampler=sampler, clip=0.9
-    )
-    generator, expected = torch.Generator().manual_seed(0), []
-    for size in (2, 2, 1):
-        z = torch.randn(size, 2, generator=generator)
-        *_, last = sample(denoiser, 3, z, sampler=sampler, generator=generator, clip=0.9)
+@pytest.mark.parametrize("variance", [None, 0.3])
+def test_batches_of_samples_are_the_ends_of_walks(variance):
+    denoiser = Confined(GaussianDenoiser(MEAN, COVARIANCE, COSINE), 0.9)
+    found = sample_batches(denoiser, 600, 3, generator=generator(), variance=variance, shape=(2,))
+    draws, expected = generator(), []
+    for size in (256, 256, 88):
+        z = torch.randn(size, 2, generator=draws)
+        *_, last = sample(denoiser, 3, z=z, variance=variance, generator=draws)
         expected.append(last)
     assert torch.equal(found, torch.cat(expected))
-    assert not torch.equal(found[:2], found[2:4])
+    assert not torch.equal(found[:256], found[256:512])
+
+
+def test_batches_are_of_the_denoisers_own_steps_and_shape_unless_told_otherwise():
+    denoiser = Denoiser(Waves(), "v", COSINE, Grid(4), (3,))
+    own = sample_batches(denoiser, 5, generator=generator())
+    assert own.shape == (5, 3)
+    assert torch.equal(own, sample_batches(denoiser, 5, 4, generator=generator(), shape=(3,)))
+    assert not torch.equal(own, sample_batches(denoiser, 5, 2, generator=generator()))
+    assert sample_batches(denoiser, 5, generator=generator(), shape=(2,)).shape == (5, 2)
+    assert sample_batches(denoiser, 0, generator=generator()).shape == (0, 3)
+
+
+def test_batches_of_no_known_shape_are_refused():
+    with pytest.raises(ValueError, match="shape: this denoiser does not say what shape its samples have; give it"):
+        sample_batches(Recorder(0.5), 5, 4, generator=generator())
 
 
 def test_batches_of_samples_need_no_gradients():
-    network = torch.nn.Linear(2, 2)
-    denoiser = Recorder(0.5)
-    denoiser.__class__ = type("Linear", (Recorder,), {"__call__": lambda self, z, t: network(z)})
-    assert not sample_batches(denoiser, 2, 3, (2,), generator=torch.Generator().manual_seed(0)).requires_grad
+    *_, walked = sample(tiny(), 3, z=torch.ones(2, 2))
+    assert walked.requires_grad
+    assert not sample_batches(tiny(), 2, 3, generator=generator(), shape=(2,)).requires_grad

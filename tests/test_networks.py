@@ -1,11 +1,12 @@
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 
-from pdlib.schedules import grid
-from pdlib.unet import MLP, Attention, TimeEmbedding, UNet, network_from_config
+from pdlib.grids import Grid
+from pdlib.networks import MLP, NETWORKS, Attention, Network, TimeEmbedding, UNet, network_from_config
 
 # 16 wide, so that the 8 groups of a norm hold two channels each: a lone channel's norm would hide its bias.
 BUILDERS = {
@@ -95,7 +96,7 @@ def test_double_precision_is_kept():
 def test_the_embedding_tells_neighbours_of_a_1024_step_grid_apart():
     embed = TimeEmbedding(32, 32)
     embed.layers = nn.Identity()
-    codes = embed(grid(1024).float())
+    codes = embed(Grid(1024).times.float())
     distances = torch.cdist(codes, codes) + 9 * torch.eye(1024)
     assert distances.min() > 0.5  # of codes of length √16 = 4
 
@@ -149,14 +150,65 @@ def test_a_unet_of_nothing_is_refused(wrong):
         UNet(1, **wrong)
 
 
+@pytest.mark.parametrize("multipliers", [(1, 2), (1, 1), (3,), (1, 2, 5)])
+@pytest.mark.parametrize("attention", [None, (), (0,), (0, 1)])
+@pytest.mark.parametrize(("width", "heads"), [(6, 4), (7, 4), (8, 3), (9, 2), (16, 32), (16, 4)])
+def test_heads_that_do_not_divide_what_attention_sees_are_refused_with_a_width_that_does(
+    width, heads, multipliers, attention
+):
+    seen = [] if attention is None else [*(multipliers[level] for level in attention if level < len(multipliers))]
+    seen += [] if attention is None else [multipliers[-1]]
+    options = {"multipliers": multipliers, "attention": attention, "heads": heads}
+    if all(width * multiplier % heads == 0 for multiplier in seen):
+        UNet(1, width=width, **options)
+        return
+    with pytest.raises(
+        ValueError, match=rf"width={width}, heads={heads}: .*take width=(\d+), or other heads"
+    ) as caught:
+        UNet(1, width=width, **options)
+    (good,) = re.findall(r"take width=(\d+)", str(caught.value))
+    assert width < int(good) < width + heads
+    UNet(1, width=int(good), **options)
+
+
+@pytest.mark.parametrize("heads", [0, -2])
+def test_a_head_at_least_is_needed(heads):
+    with pytest.raises(ValueError, match=f"heads={heads}: .* one head or more"):
+        UNet(1, width=8, heads=heads)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "transformer"}, "network name 'transformer' is unknown; it must be one of unet, mlp"),
-        ({"name": "mlp", "depth": 3}, "network 'mlp' has no argument depth"),
-        ({}, "network name None is unknown"),
+        ({"name": "transformer"}, "network='transformer' is unknown; it must be one of unet, mlp; add yours to pdlib"),
+        ({"name": "unett"}, "network='unett' is unknown; did you mean 'unet'"),
+        ({"name": "mlp", "depth": 3}, "network='mlp': .*unexpected keyword argument 'depth'"),
+        ({}, "network=None is unknown"),
     ],
 )
 def test_a_wrong_config_is_named(config, message):
     with pytest.raises(ValueError, match=message):
         network_from_config(config)
+
+
+class Scale(nn.Module):
+    """A network from outside: one number."""
+
+    def __init__(self, channels, out_channels=None, **more):
+        super().__init__()
+        self.config = {"name": "scale", "channels": channels, "out_channels": out_channels or channels, **more}
+        self.by = nn.Parameter(torch.ones(()))
+
+    def forward(self, z, time):
+        return self.by * z
+
+
+def test_a_network_from_outside_is_one_entry(monkeypatch):
+    network = Scale(2, start="calm")
+    assert isinstance(network, Network)
+    assert not isinstance(nn.Linear(2, 2), Network)  # nothing says how it was built
+    monkeypatch.setitem(NETWORKS, "scale", Scale)
+    again = network_from_config(network.config)
+    assert (type(again), again.config) == (Scale, network.config)
+    with pytest.raises(ValueError, match="network='scale': missing a required argument: 'channels'"):
+        network_from_config({"name": "scale"})
