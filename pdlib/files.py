@@ -90,7 +90,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_bytes(path, f"{json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, advice: str = _ADVICE) -> dict[str, Any]:
     """Read a JSON object; one without a seal, as older versions wrote it, is taken as it is.
 
     Raises:
@@ -99,12 +99,12 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is damaged: it is not valid JSON ({error}). {_ADVICE}") from error
+        raise DamagedFileError(f"{path} is damaged: it is not valid JSON ({error}). {advice}") from error
     if not isinstance(content, dict):
-        raise DamagedFileError(f"{path} is damaged: it holds no JSON object. {_ADVICE}")
+        raise DamagedFileError(f"{path} is damaged: it holds no JSON object. {advice}")
     checksum = content.pop("checksum", None)
     if checksum is not None and checksum != _seal(content):
-        raise DamagedFileError(f"{path} was changed since it was written: its checksum does not match. {_ADVICE}")
+        raise DamagedFileError(f"{path} was changed since it was written: its checksum does not match. {advice}")
     return content
 
 

@@ -94,7 +94,7 @@ def assert_strict_nbval(notebook):
 
 def run_all_twice(notebook):
     """Every cell, and then every cell again in the same kernel: what was said each time, and the second's seconds."""
-    client, said = NotebookClient(notebook, kernel_name="python3", timeout=None), []
+    client, said = NotebookClient(notebook, kernel_name="python3", timeout=None, coalesce_streams=True), []
     with client.setup_kernel():
         for _ in range(2):
             started = time.monotonic()

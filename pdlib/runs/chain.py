@@ -11,7 +11,7 @@ import torch
 from pdlib.data import Data
 from pdlib.denoiser import Confined, Denoiser, DenoiserLike
 from pdlib.distillation import METHODS, convert, progressive_distillation
-from pdlib.files import read_tensors, tensors_digest, write_bytes, write_tensors
+from pdlib.files import digest, read_tensors, tensors_digest, write_bytes, write_tensors
 from pdlib.grids import Grid
 from pdlib.networks import MLP, UNet
 from pdlib.objectives import Clean, Objective
@@ -22,12 +22,7 @@ from pdlib.training import Session, Trained, fit
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
 
-__all__ = ["given_teacher", "is_there", "new_denoiser", "train_chain", "try_network"]
-
-
-def is_there(folder: Path) -> bool:
-    """Whether a folder holds a whole network."""
-    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+__all__ = ["given_teacher", "network_digest", "new_denoiser", "train_chain", "try_network"]
 
 
 def new_denoiser(settings: Settings, data: Data) -> Denoiser:
@@ -47,9 +42,9 @@ def new_denoiser(settings: Settings, data: Data) -> Denoiser:
 
 
 def given_teacher(run: Run) -> Denoiser | None:
-    """The teacher that the settings name, with the run's own schedule; none where it is trained, or copied already."""
+    """The teacher that the settings name, with the run's own schedule; none where it is trained, or gone since."""
     settings = run.settings
-    if settings.teacher is None or is_there(run.folder / "teacher"):
+    if settings.teacher is None or not (Path(settings.teacher).exists() or "teacher" in run.missing):
         return None
     given = Denoiser.load(settings.teacher, settings.device)
     if given.prediction != settings.prediction:
@@ -62,8 +57,18 @@ def given_teacher(run: Run) -> Denoiser | None:
             f"teacher={settings.teacher!r} takes examples of {given.network.config['channels']} channels, and "
             f"data={settings.data!r} has {run.data.shape[0]}: give the data that it was trained on"
         )
+    if run.config.get("teacher") not in (None, network_digest(given)):
+        raise SettingsError(
+            f"teacher={settings.teacher!r} has changed: folder={run.folder} was made with another; restore it, or "
+            "choose another folder; nothing was written"
+        )
     grid = Grid(settings.steps, settings.missing)
     return Denoiser(given.network, given.prediction, settings.noise_schedule, grid, run.data.shape)
+
+
+def network_digest(denoiser: Denoiser) -> str:
+    """What tells one network from another: how it is built, and its weights."""
+    return digest([denoiser.network.config, denoiser.network.state_dict()])
 
 
 def try_network(run: Run, denoiser: Denoiser) -> None:

@@ -98,12 +98,10 @@ def _path(text: str) -> Path:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    from pdlib.runs.settings import SettingsError, make_settings, parse_setting
+    from pdlib.runs.settings import make_settings, parse_setting
 
     texts = dict(map(parse_setting, chosen.set)) | ({} if chosen.data is None else {"data": chosen.data})
     settings = make_settings(chosen.preset, **texts)
-    if settings.end_steps == settings.steps:
-        raise SettingsError(f"end_steps={settings.end_steps} with steps={settings.steps}: no student to report on")
     from pdlib.runs import report
     from pdlib.runs.run import default_folder
 
@@ -179,7 +177,7 @@ def _diagnose(chosen: argparse.Namespace) -> int:
     if run is None:
         findings = {part: pdlib.diagnose(pdlib.Denoiser.load(chosen.folder))}
     elif part is not None:
-        findings = {part: pdlib.diagnose(run.open(part), weighting=run.settings.loss_weighting)}
+        findings = {part: run.diagnose(part)}
     elif not (findings := diagnose_run(run)):
         raise ValueError(f"{chosen.folder} holds no finished network yet: start the same run again to go on with it")
     for part, found in findings.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 import warnings
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pdlib import plots
 from pdlib.files import write_bytes
-from pdlib.runs.run import Run, default_folder, execute, finish, load_run, new_run, rehearse, say
+from pdlib.runs.run import Run, default_folder, execute, finish, load_run, new_run
 from pdlib.runs.settings import Settings, make_settings, notebook_parameters, settings_to_json
 
 __all__ = [
@@ -49,17 +48,37 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
         ReportError: where all is computed and kept, and the report alone failed.
         Exception: as in :func:`pdlib.runs.run.execute`.
     """
-    chosen = new_run(
-        Path(folder) if folder else default_folder(preset, **overrides), make_settings(preset, **overrides)
-    )
-    if not (chosen.folder / "config.json").is_file():
-        say("trying the whole run and its report once, on two updates", progress)
-        tried = rehearse(chosen)
-        try:
-            write_report(tried, progress=False)
-        finally:
-            shutil.rmtree(tried.folder, ignore_errors=True)
+    where = Path(folder) if folder else default_folder(preset, **overrides)
+    chosen = new_run(where, make_settings(preset, **overrides))
+    if not (where / "config.json").is_file():
+        if progress:
+            print("trying the whole run and its report once, on two updates", file=sys.stderr, flush=True)
+        _rehearse(chosen)
     return write_report(finish(chosen, progress), progress)
+
+
+def _rehearse(run: Run) -> None:
+    """The whole run in a few seconds, two updates to a training and a chain of one stage, in a folder of its own.
+
+    What can fail after hours of training fails here, before it.
+    """
+    s = run.settings
+    short = {
+        "steps": min(s.steps, 2 * s.end_steps),
+        "teacher_updates": 2,
+        "stage_updates": "2",
+        "convert_updates": min(2, s.convert_updates),
+        "images_per_seed": 65,
+        "noise_seeds": 2,
+    }
+    with tempfile.TemporaryDirectory(prefix="pdlib-") as folder:
+        tried = Run(Path(folder), s.model_copy(update=short))
+        vars(tried)["data"] = run.data
+        finish(tried, progress=False)
+        try:
+            _write_report(tried, progress=False)
+        except Exception as error:
+            raise ReportError(f"its report could not be written, so the run was not begun: {_last(error)}") from error
 
 
 def from_notebook(namespace: dict[str, Any]) -> Run:
@@ -98,11 +117,15 @@ def write_report(run: Run, progress: bool = True) -> Path:
     try:
         return _write_report(run, progress)
     except Exception as error:
-        line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise ReportError(
             f"the run in {run.folder} is finished and kept (pdlib evaluate {run.folder} prints its figures), but its "
-            f"report could not be written: {line.strip()}; when that is mended, the same command writes it"
+            f"report could not be written: {_last(error)}; when that is mended, the same command writes it"
         ) from error
+
+
+def _last(error: Exception) -> str:
+    """The last line of an error that tells the whole story of a kernel."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 def _write_report(run: Run, progress: bool) -> Path:
@@ -212,6 +235,8 @@ def describe_quality(metrics: dict[str, Any]) -> str:
     """The figure's message in words, from its numbers."""
     curves = metrics["curves"]
     few, most = (pick(map(int, curves["distilled"])) for pick in (min, max))
+    if few == most:
+        return f"No student was made: {_steps(most)} are the teacher's own."
     student = curves["distilled"][str(few)]
     sentence = (
         f"With {_steps(few)}, the distilled student is at **{student['ratio']:.2f} ± "

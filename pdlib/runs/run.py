@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdlib.data import Data, DataError, load_data
+from pdlib.data import DATASETS, Data, DataError, load_data
 from pdlib.denoiser import Denoiser
 from pdlib.diagnosis import Finding, diagnose
-from pdlib.files import DamagedFileError, digest, lock_folder, read_json, read_tensors, tensors_digest, write_json
+from pdlib.files import DamagedFileError, digest, lock_folder, read_json, read_tensors, write_json
 from pdlib.grids import Grid
-from pdlib.runs.chain import given_teacher, is_there, new_denoiser, train_chain, try_network
+from pdlib.runs.chain import given_teacher, network_digest, new_denoiser, train_chain, try_network
 from pdlib.runs.evaluation import evaluate
 from pdlib.runs.settings import Settings, SettingsError, make_settings, settings_to_json, upgraded
 from pdlib.sampling import sample
@@ -49,7 +47,6 @@ __all__ = [
     "finish",
     "load_run",
     "new_run",
-    "rehearse",
     "runs_folder",
 ]
 
@@ -76,17 +73,20 @@ class Run:
     folder: Path
     settings: Settings
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` holds besides the settings; nothing where there is none, or of an older version."""
+        """What ``config.json`` holds besides the settings; nothing where there is none, or of the first version."""
         path = self.folder / "config.json"
         content = read_json(path) if path.is_file() else {}
         return {key: content[key] for key in ("data", "teacher", "run") if key in content and "settings" in content}
 
     @property
     def missing(self) -> list[str]:
-        """The names of the networks that are not there."""
-        return [part for part in self.parts if not is_there(self.folder / part)]
+        """The names of the networks that are not there, or not whole. A given teacher may come without a history."""
+        files = {part: ["config.json", "model.safetensors", "training.safetensors"] for part in self.parts}
+        if self.settings.teacher is not None:
+            files["teacher"].pop()
+        return [part for part in self.parts if not all((self.folder / part / name).is_file() for name in files[part])]
 
     @property
     def finished(self) -> bool:
@@ -101,9 +101,10 @@ class Run:
         Raises:
             DamagedFileError: where it was changed, or is another run's.
         """
-        found = read_json(self.folder / "metrics.json")
-        if found.get("run") != self.config.get("run") and {"run"} & {*found, *self.config}:
-            raise DamagedFileError(f"{self.folder / 'metrics.json'} is another run's: delete it to compute it again")
+        path = self.folder / "metrics.json"
+        found = read_json(path)
+        if found.get("run") != self.config.get("run") or not isinstance(found.get("curves"), dict):
+            raise DamagedFileError(f"{path} is another run's, or holds no figures: delete it to compute them again")
         return found
 
     @cached_property
@@ -169,10 +170,15 @@ class Run:
         Empty for a teacher that came without them.
         """
         path = self.folder / part / "training.safetensors"
-        checksum = read_json(self.folder / part / "config.json").get("history")
-        if not path.is_file() and checksum is None and part == "teacher" and self.settings.teacher is not None:
+        if not path.is_file() and part not in self.missing:
             return {"losses": torch.zeros(0), "gradient_norms": torch.zeros(0)}, {"seconds": 0.0, "updates": 0}
-        return read_tensors(path, checksum)
+        return read_tensors(path, read_json(self.folder / part / "config.json").get("history"))
+
+    def diagnose(self, part: str) -> list[Finding]:
+        """What :func:`pdlib.diagnosis.diagnose` says of one of :attr:`parts`."""
+        s = self.settings
+        continuous = part == "teacher" and s.teacher is None and not s.discrete_teacher
+        return diagnose(self.open(part), Grid(s.steps) if continuous else None, s.loss_weighting)
 
     def sample(self, steps: int, noise: Tensor) -> Iterator[Tensor]:
         """The walk of the network for so many steps from given noise, see :func:`pdlib.sampling.sample`."""
@@ -200,8 +206,10 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", "Restore it from a copy, or delete the whole folder.")
     try:
+        if not {"data", "settings"} & {*config}:
+            raise SettingsError("it does not say of what data")
         settings = Settings(**upgraded(config.get("settings", config)) | {"device": device})
     except (SettingsError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{folder / 'config.json'} does not hold a run's settings: {error}") from error
@@ -249,10 +257,10 @@ def new_run(folder: Path, settings: Settings) -> Run:
     Raises:
         SettingsError: where the folder holds another run, or something else.
     """
-    places = {"data": settings.data if not Path(settings.data).exists() else os.path.abspath(settings.data)}
-    if settings.teacher is not None:
-        places["teacher"] = os.path.abspath(settings.teacher)
-    run = Run(folder, settings.model_copy(update=places))
+    places = {} if settings.teacher is None else {"teacher": os.path.abspath(settings.teacher)}
+    if settings.data not in DATASETS and os.path.exists(settings.data):
+        places["data"] = os.path.abspath(settings.data)
+    run = Run(folder, Settings(**settings_to_json(settings) | places, device=settings.device))
     if not (folder / "config.json").is_file():
         ours = (".lock", "config.json.")  # what a run leaves that was killed in its first moment
         if folder.exists() and not (folder.is_dir() and all(path.name.startswith(ours) for path in folder.iterdir())):
@@ -274,46 +282,24 @@ def new_run(folder: Path, settings: Settings) -> Run:
 
 def finish(run: Run, progress: bool, checkpoint_seconds: float = 20.0) -> Run:
     """What is left to do of a run; all that can fail is tried before anything is written."""
-    data = run.data
-    if run.finished:
+    data, given = run.data, given_teacher(run)
+    if run.finished and load_run(run.folder, run.settings.device) == run:
         for part in run.parts:
             run.open(part)
+            run.history(part)
         return run
-    given = given_teacher(run)
     denoiser = given or new_denoiser(run.settings, data)
     try_network(run, denoiser)
     _check_disk(run, denoiser)
     with lock_folder(run.folder):
+        new_run(run.folder, run.settings)  # another may have begun there since
         for leftover in run.folder.rglob("*.part"):  # of a process that was killed while it wrote
             leftover.unlink()
         _write_config(run, given)
         models = train_chain(run, given, Session("", run.folder, checkpoint_seconds, progress))
-        evaluate(run, models, progress)
+        if not run.finished:
+            evaluate(run, models, progress)
     return run
-
-
-def rehearse(run: Run) -> Run:
-    """The whole run in a few seconds, two updates to a training and a chain of one stage, in a folder of its own.
-
-    What can fail after hours of training fails here, before it. The caller removes the folder.
-    """
-    s = run.settings
-    short = {
-        "steps": 2 * s.end_steps,
-        "teacher_updates": 2,
-        "stage_updates": "2",
-        "convert_updates": min(2, s.convert_updates),
-        "images_per_seed": 65,
-        "noise_seeds": 2,
-    }
-    settings = Settings(**settings_to_json(s) | short | {"device": s.device})
-    copy = Run(Path(tempfile.mkdtemp(prefix="pdlib-")), settings)
-    copy.__dict__["data"] = run.data
-    try:
-        return finish(copy, progress=False)
-    except BaseException:
-        shutil.rmtree(copy.folder, ignore_errors=True)
-        raise
 
 
 def diagnose_run(run: Run) -> dict[str, list[Finding]]:
@@ -323,32 +309,23 @@ def diagnose_run(run: Run) -> dict[str, list[Finding]]:
         Name of a network's folder -> what was found.
 
     Raises:
-        DamagedFileError: where a network is only half there.
+        FileNotFoundError, DamagedFileError: where one of them is not whole, or gone while later ones are there.
     """
-    there = [part for part in run.parts if (run.folder / part).is_dir() and any((run.folder / part).iterdir())]
-    return {part: diagnose(run.open(part), weighting=run.settings.loss_weighting) for part in there}
-
-
-def _identity(run: Run, given: Denoiser | None) -> dict[str, Any]:
-    """What the run computes from, and the digest of that."""
-    settings = {name: value for name, value in settings_to_json(run.settings).items() if name not in PLACES}
-    found = {
-        "data": {"digest": run.data.digest, "shape": list(run.data.shape), "examples": len(run.data.x)},
-        "teacher": None if given is None else tensors_digest(given.network.state_dict()),
-    }
-    return found | {"run": digest([settings, found["data"]["digest"], found["teacher"]])}
+    begun = [k for k, part in enumerate(run.parts) if any((run.folder / part).glob("*"))]
+    return {part: run.diagnose(part) for part in run.parts[: max(begun, default=-1) + 1]}
 
 
 def _write_config(run: Run, given: Denoiser | None) -> None:
-    """Write what the run is, or see that a folder that was begun is of this very run."""
-    if not (run.folder / "config.json").is_file():
-        run.__dict__.pop("config", None)
-        write_json(run.folder / "config.json", {"settings": settings_to_json(run.settings)} | _identity(run, given))
-    elif given is not None and run.config.get("teacher") not in (None, tensors_digest(given.network.state_dict())):
-        raise SettingsError(
-            f"teacher={run.settings.teacher!r} has changed: folder={run.folder} was made with another; choose another "
-            "folder; nothing was written"
-        )
+    """Write what the run computes from, and the digest of that; and where that lies now, if it was moved."""
+    path, settings = run.folder / "config.json", settings_to_json(run.settings)
+    if not path.is_file():
+        data = {"digest": run.data.digest, "shape": list(run.data.shape), "examples": len(run.data.x)}
+        teacher = None if given is None else network_digest(given)
+        decides = {name: value for name, value in settings.items() if name not in PLACES}
+        about = {"data": data, "teacher": teacher, "run": digest([decides, data["digest"], teacher])}
+        write_json(path, {"settings": settings} | about)
+    elif load_run(run.folder, run.settings.device) != run:
+        write_json(path, {"settings": settings} | run.config)
 
 
 def _check_disk(run: Run, denoiser: Denoiser) -> None:
@@ -363,9 +340,3 @@ def _check_disk(run: Run, denoiser: Denoiser) -> None:
             f"folder={run.folder}: the disk has {free / 1e6:.0f} MB free and the run needs {needed / 1e6:.0f} MB: "
             "free some space or choose another folder"
         )
-
-
-def say(line: str, progress: bool) -> None:
-    """A line on the terminal, where progress is shown."""
-    if progress:
-        print(line, file=sys.stderr, flush=True)
