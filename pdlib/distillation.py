@@ -80,9 +80,7 @@ def progressive_distillation(
         Exception: as in :func:`pdlib.training.fit`.
     """
     if teacher.grid is None:
-        raise ValueError(
-            "the teacher was made for no grid: set teacher.grid = Grid(N), where the chain starts"
-        )
+        raise ValueError("the teacher was made for no grid: set teacher.grid = Grid(N), where the chain starts")
     for grid in teacher.grid.down_to(end):
         training = settings(grid) if callable(settings) else settings
         student = teacher.student(prediction, grid, training.seed)  # θ ← η

@@ -1,6 +1,7 @@
 """One of each, added from outside the package, as someone would who uses it."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -33,7 +34,7 @@ class JumpToClean:
 
 
 def walked_down(teacher, z, times):
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         t, s = t.expand(len(z)), s.expand(len(z))
         z = ddim_step(z, teacher(z, t), t, s, teacher.schedule)
     return z

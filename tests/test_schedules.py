@@ -433,7 +433,7 @@ def test_a_schedule_that_was_asked_survives_copies_and_pickles(name):
     for again in (copy.deepcopy(schedule), copy.copy(schedule), pickle.loads(pickle.dumps(schedule))):
         assert again == schedule
         assert all(torch.equal(one, other) for one, other in zip(again.alpha_sigma(t), expected, strict=True))
-    assert len(pickle.dumps(schedule)) == len(pickle.dumps(pickle.loads(pickle.dumps(schedule))))  # no answers with it
+    assert "_known" not in vars(pickle.loads(pickle.dumps(schedule)))  # no answers with it
 
 
 # By name.

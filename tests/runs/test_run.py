@@ -11,7 +11,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from tiny_run import TINIEST, TINY, WEIGHTS, contents, copied, refused, same_networks, without_times
+from tiny_run import TINIEST, TINY, contents, copied, refused, same_networks, without_times
 
 from pdlib.data import DATASETS, DataError
 from pdlib.denoiser import Denoiser
@@ -131,7 +131,7 @@ def test_a_folder_that_another_run_took_in_the_meantime_is_refused(points, tmp_p
     other = runs.new_run(tmp_path / "run", make_settings(data=points.settings.data, **TINIEST | {"seed": 1}))
     folder = copied(points, tmp_path)
     before = contents(folder)
-    with pytest.raises(SettingsError, match="other settings .seed=0 there and 1 here"):
+    with pytest.raises(SettingsError, match=r"other settings .seed=0 there and 1 here"):
         runs.finish(other, progress=False)
     assert contents(folder) == before
 
@@ -280,7 +280,6 @@ def test_a_run_of_another_device_opens_on_this_one(points, tmp_path):
     ("registry", "setting"), [(WEIGHTINGS, "weighting"), (PREDICTIONS, "prediction"), (DATASETS, "data")]
 )
 def test_a_run_of_what_is_registered_no_more_gets_one_line(registry, setting, points, tmp_path):
-    mine = {WEIGHTINGS: "snr", PREDICTIONS: "v"}.get
     registry["mine"] = registry[{"weighting": "snr", "prediction": "v", "data": "ring"}[setting]]
     settings = TINIEST | {"data": points.settings.data, setting: "mine"}
     try:
@@ -442,7 +441,8 @@ def swap(folder, one, other):
 def test_networks_that_were_swapped_are_named(name, whole, tmp_path):
     folder = copied(whole, tmp_path)
     swap(folder, f"teacher{name}", f"student-2{name}")
-    refused(DamagedFileError, f"{folder}/(teacher|student-2).*(belongs to another network|of another place)", folder, **TINY)
+    message = f"{folder}/(teacher|student-2).*(belongs to another network|of another place)"
+    refused(DamagedFileError, message, folder, **TINY)
 
 
 @pytest.fixture(scope="module")
