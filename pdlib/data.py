@@ -121,7 +121,7 @@ def _digits() -> Examples:
     return digits.images / 8 - 1, digits.target
 
 
-def _toy(name: str, points: int) -> Examples:
+def _toy(name: str, points: int = 8192) -> Examples:
     """Points in the plane, within about [-1, 1] × [-1, 1]."""
     random = np.random.default_rng(0)
     if name == "moons":

@@ -140,7 +140,7 @@ def test_every_target_the_readme_names_is_in_the_makefile():
 def test_the_readmes_example_draws_digits_in_one_step(smoke, tmp_path, monkeypatch):
     from matplotlib.image import imread
 
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code.splitlines()) <= 12
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "default").symlink_to(smoke.folder)
@@ -150,6 +150,12 @@ def test_the_readmes_example_draws_digits_in_one_step(smoke, tmp_path, monkeypat
     assert namespace["digits"].shape == (16, 1, 8, 8)
     assert namespace["digits"].std() > 0.3
     assert imread("samples.png").shape[:2] == (8 * 35, 8 * 35)  # 4 × 4 images with gaps, 8 pixels for each of theirs
+
+
+def test_the_readmes_second_example_distils_points_to_one_step(capsys):
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(re.sub(r"updates=\d+", "updates=20", code), {})
+    assert re.findall(r"Grid\(N=(\d+)", capsys.readouterr().out) == ["8", "4", "2", "1"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pdlib import plots
 from pdlib.files import write_bytes
-from pdlib.runs.run import Run, default_folder, execute, finish, load_run, new_run
+from pdlib.runs.run import Run, check, default_folder, execute, finish, load_run, new_run
 from pdlib.runs.settings import Settings, make_settings, notebook_parameters, settings_to_json
 
 __all__ = [
@@ -51,6 +51,7 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
     where = Path(folder) if folder else default_folder(preset, **overrides)
     chosen = new_run(where, make_settings(preset, **overrides))
     if not (where / "config.json").is_file():
+        check(chosen)
         if progress:
             print("trying the whole run and its report once, on two updates", file=sys.stderr, flush=True)
         _rehearse(chosen)
@@ -158,9 +159,12 @@ def _write_report(run: Run, progress: bool) -> Path:
 
 @contextmanager
 def _kernel(place: Path) -> Iterator[str]:
-    """The name of a kernel of this very Python, whatever kernels and startup files the machine has."""
+    """The name of a kernel of this very Python, whatever kernels, startup files and modules lie about."""
     spec = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "argv": [
+            sys.executable,
+            *"-P -m ipykernel_launcher --IPKernelApp.ignore_cwd=True -f {connection_file}".split(),
+        ],
         "display_name": "pdlib",
         "language": "python",
         "env": {"IPYTHONDIR": str(place / "ipython")},

@@ -270,7 +270,8 @@ def new_run(folder: Path, settings: Settings) -> Run:
         return run
     there, wanted = (settings_to_json(found.settings) for found in (load_run(folder), run))
     different = [key for key in there | wanted if key not in PLACES and there.get(key) != wanted.get(key)]
-    different += ["teacher"] * ((there["teacher"] is None) != (wanted["teacher"] is None))
+    if (there["teacher"] is None) != (wanted["teacher"] is None):
+        different.insert(0, "teacher")
     if different:
         shown = ", ".join(f"{key}={there.get(key)!r} there and {wanted.get(key)!r} here" for key in different[:4])
         raise SettingsError(
@@ -282,15 +283,12 @@ def new_run(folder: Path, settings: Settings) -> Run:
 
 def finish(run: Run, progress: bool, checkpoint_seconds: float = 20.0) -> Run:
     """What is left to do of a run; all that can fail is tried before anything is written."""
-    data, given = run.data, given_teacher(run)
+    given = check(run)
     if run.finished and load_run(run.folder, run.settings.device) == run:
         for part in run.parts:
             run.open(part)
             run.history(part)
         return run
-    denoiser = given or new_denoiser(run.settings, data)
-    try_network(run, denoiser)
-    _check_disk(run, denoiser)
     with lock_folder(run.folder):
         new_run(run.folder, run.settings)  # another may have begun there since
         for leftover in run.folder.rglob("*.part"):  # of a process that was killed while it wrote
@@ -300,6 +298,15 @@ def finish(run: Run, progress: bool, checkpoint_seconds: float = 20.0) -> Run:
         if not run.finished:
             evaluate(run, models, progress)
     return run
+
+
+def check(run: Run) -> Denoiser | None:
+    """Load and try what a run starts from, before anything is written; returns the given teacher, if there is one."""
+    given = given_teacher(run)
+    denoiser = given or new_denoiser(run.settings, run.data)
+    try_network(run, denoiser)
+    _check_disk(run, denoiser)
+    return given
 
 
 def diagnose_run(run: Run) -> dict[str, list[Finding]]:

@@ -269,9 +269,10 @@ def test_data_named_as_seen_from_here_are_found_from_elsewhere(points, tmp_path,
     assert list(load_run(run.folder).sample(1, torch.zeros(3, 2)))  # it needs no data
 
 
-def test_a_run_of_another_device_opens_on_this_one(points, tmp_path):
-    assert "device" not in read_json(points.folder / "config.json")["settings"]
-    folder = first_edition(points, tmp_path)
+def test_a_run_of_another_device_opens_on_this_one(as_then, tmp_path):
+    _, run = as_then
+    assert "device" not in read_json(run.folder / "config.json")["settings"]
+    folder = first_edition(run, tmp_path)
     assert load_run(folder).settings.device == "cpu"  # its config.json says cuda
     assert next(load_run(folder).teacher.parameters()).device.type == "cpu"
 
@@ -302,7 +303,7 @@ def first_edition(run, folder):
         settings.pop(name, None)
     few = int(settings["stage_updates"])
     old = {"stage_updates": few, "few_step_updates": few, "skip_top": False, "weights": "ema", "device": "cuda"}
-    files = {"config.json": settings | old | {"width": run.settings.mlp_width // 4}}
+    files = {"config.json": settings | old}
     for part in run.parts:
         config = read_json(folder / part / "config.json")
         files[f"{part}/config.json"] = {key: config[key] for key in ("network", "prediction", "schedule")}
@@ -316,7 +317,7 @@ def first_edition(run, folder):
 @pytest.fixture(scope="module")
 def as_then(tmp_path_factory):
     """A run with what the first edition could not be told otherwise: warm-up, and an MLP of four times the width."""
-    settings = TINIEST | {"data": "ring", "mlp_width": 16}
+    settings = TINIEST | {"data": "ring", "width": 4, "mlp_width": 16}
     return settings, execute(folder=tmp_path_factory.mktemp("then") / "run", progress=False, **settings)
 
 
@@ -488,7 +489,7 @@ def test_what_is_another_runs_is_named(name, whole, other, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "match"),
-    [((20, 7, 7), "height and width must divide by 2"), ((20, 5), r"has shape \(20, 5\)"), ((20, 4, 8, 8), "1 or 3")],
+    [((20, 7, 7), "height and width divisible by 2"), ((20, 5), r"has shape \(20, 5\)"), ((20, 4, 8, 8), "1 or 3")],
 )
 def test_data_of_the_wrong_shape_are_refused(shape, match, tmp_path):
     np.save(tmp_path / "data.npy", np.random.default_rng(0).random(shape, np.float32))

@@ -1,0 +1,60 @@
+"""The figures of a run are those of its networks."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pdlib.metrics import METRICS, feature_network, measure
+from pdlib.runs.evaluation import evaluate
+from pdlib.runs.settings import CURVES
+from pdlib.sampling import sample_batches
+
+
+def test_every_documented_field_is_there(smoke):
+    metrics = smoke.metrics
+    documented = re.findall(r"^    ((?:``\w+``(?:, )?)+)$", evaluate.__doc__, re.MULTILINE)
+    assert set(re.findall(r"\w+", " ".join(documented))) == metrics.keys() - {"sha256"}
+    assert metrics["complete"] is True
+    assert metrics["curves"].keys() == set(CURVES)
+    for curve in metrics["curves"].values():
+        assert list(curve) == ["8", "4", "2", "1"]
+        for entry in curve.values():
+            for name in METRICS:
+                value, error = entry[name]
+                assert np.isfinite(value)
+                assert 0 < error < max(5, 5 * abs(value))
+            assert len(entry["frechet_distance_left_out"]) == 2
+            assert entry["seconds_per_image"] > 0
+    assert metrics["images"] == 2 * 128
+    assert metrics["real_images"] == 1797
+    updates = {part: summary["updates"] for part, summary in metrics["training"].items()}
+    assert updates == {"teacher": 300, "student-4": 60, "student-2": 60, "student-1": 60}
+    assert metrics["curves"]["ddim"]["8"]["ratio"] == 1
+    assert 100 < metrics["peak_memory_mb"] < 2000
+    assert metrics["versions"]["torch"] == torch.__version__
+
+
+def test_the_figures_are_those_of_the_networks_in_the_folder(smoke):
+    s = smoke.settings
+    groups = []
+    for k in range(s.noise_seeds):
+        generator = torch.Generator().manual_seed(1_000_003 * (s.seed + 1) + k)
+        groups.append(sample_batches(smoke.denoiser(2), s.images_per_seed, generator=generator))
+    found = measure(feature_network(smoke.data, progress=False), smoke.data.x, groups)
+    for name in METRICS:
+        assert smoke.metrics["curves"]["distilled"]["2"][name] == pytest.approx(list(found[name][:2]), rel=1e-6)
+
+
+def test_ratios_are_to_the_teachers_own_number_of_steps(smoke):
+    curves = smoke.metrics["curves"]
+    base = curves["distilled"]["8"]["frechet_distance"][0]
+    for curve in curves.values():
+        for entry in curve.values():
+            assert entry["ratio"] == pytest.approx(entry["frechet_distance"][0] / base)
+
+
+def test_distillation_helped_even_in_a_minute(smoke):
+    one_step = {name: smoke.metrics["curves"][name]["1"]["frechet_distance"][0] for name in CURVES}
+    assert one_step["distilled"] < 0.5 * one_step["ddim"]
