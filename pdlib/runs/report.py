@@ -160,11 +160,9 @@ def _write_report(run: Run, progress: bool) -> Path:
 @contextmanager
 def _kernel(place: Path) -> Iterator[str]:
     """The name of a kernel of this very Python, whatever kernels, startup files and modules lie about."""
+    options = ["--IPKernelApp.ignore_cwd=True", "-f", "{connection_file}"]
     spec = {
-        "argv": [
-            sys.executable,
-            *"-P -m ipykernel_launcher --IPKernelApp.ignore_cwd=True -f {connection_file}".split(),
-        ],
+        "argv": [sys.executable, "-P", "-m", "ipykernel_launcher", *options],
         "display_name": "pdlib",
         "language": "python",
         "env": {"IPYTHONDIR": str(place / "ipython")},

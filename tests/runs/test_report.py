@@ -108,7 +108,7 @@ def failing_template(folder, monkeypatch):
 
 def test_a_report_that_cannot_be_written_is_found_before_the_training(tmp_path, monkeypatch):
     failing_template(tmp_path, monkeypatch)
-    with pytest.raises(ReportError, match="so the run was not begun: RuntimeError: no ink$"):
+    with pytest.raises(ReportError, match=r"so the run was not begun: RuntimeError: no ink$"):
         report.run(folder=tmp_path / "run", progress=False, **RING | {"teacher_updates": 10**8})
     assert not (tmp_path / "run").exists()
 
@@ -118,7 +118,7 @@ def test_a_report_that_fails_afterwards_leaves_the_run_and_says_so(points, tmp_p
     before, settings = contents(folder), TINIEST | {"data": points.settings.data}
     with monkeypatch.context() as patch:
         failing_template(tmp_path, patch)
-        with pytest.raises(ReportError, match="is finished and kept .*: RuntimeError: no ink; when that is") as caught:
+        with pytest.raises(ReportError, match=r"is finished and kept .*: RuntimeError: no ink; when that is") as caught:
             report.run(folder=folder, progress=False, **settings)
     assert "\n" not in str(caught.value)
     assert contents(folder) == before

@@ -71,7 +71,7 @@ def test_a_bad_run_starts_none(tmp_path):
 def test_a_run_that_fails_is_named_and_the_finished_are_kept(tmp_path):
     np.save(tmp_path / "x.npy", np.full((20, 2), np.nan))
     jobs = {"good": {}, "bad": {"data": str(tmp_path / "x.npy")}}
-    with pytest.raises(ValueError, match="x.npy' has NaN or infinite values"):
+    with pytest.raises(ValueError, match=r"x.npy' has NaN or infinite values"):
         sweep(jobs, tmp_path / "sweep", "smoke", workers=1, progress=False, **RING)
     assert sweep({"good": {}}, tmp_path / "sweep", "smoke", workers=1, progress=False, **RING)["good"].finished
 
@@ -98,7 +98,7 @@ def test_a_worker_that_is_killed_is_replaced(swept, tmp_path):
 
 
 def test_workers_that_are_killed_again_and_again_end_it_with_one_line(tmp_path):
-    with pytest.raises(MemoryError, match="was killed 3 times.*start it again with fewer than workers=2") as caught:
+    with pytest.raises(MemoryError, match=r"was killed 3 times.*start it again with fewer than workers=2") as caught:
         killed(tmp_path, 3)
     assert "\n" not in str(caught.value)
     assert not [thread for thread in threading.enumerate() if "Executor" in thread.name]
