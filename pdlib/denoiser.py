@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pdlib.files import DamagedFileError, read_json, read_tensors, tensors_digest, unknown, write_json, write_tensors
+from pdlib.files import DamagedFileError, named, read_json, read_tensors, tensors_digest, write_json, write_tensors
 from pdlib.grids import Grid
 from pdlib.networks import NETWORKS, network_from_config
 from pdlib.predictions import PREDICTIONS, output_channels, x_from_output
@@ -63,8 +63,7 @@ class Denoiser(nn.Module):
         shape: tuple[int, ...] | None = None,
     ):
         super().__init__()
-        if prediction not in PREDICTIONS:
-            raise ValueError(unknown("prediction", prediction, PREDICTIONS))
+        named("prediction", prediction, PREDICTIONS)
         self.network, self.prediction, self.schedule = network, prediction, schedule
         self.grid, self.shape = grid, None if shape is None else tuple(shape)
 

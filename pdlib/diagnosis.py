@@ -62,51 +62,45 @@ def diagnose(
     top = times.max() if len(times) else torch.zeros((), dtype=torch.float64)
     ends = torch.stack([top, torch.ones_like(top)])
     alpha_top, alpha_last = schedule.alpha_sigma(ends)[0].tolist()
-    findings = []
-    if top < 1:
-        findings.append(
-            Finding(
-                "wrong top time",
-                alpha_top,
-                f"the highest time in training is t = {top:.4g}, where α = {alpha_top:.2g}, but sampling starts from "
-                f"noise alone, where α = 0. Take the times i/{steps} with i = 1 … {steps}, not i = 0 … {steps - 1}.",
-            )
-        )
-    if alpha_last > 1e-3:
-        findings.append(
-            Finding(
-                "terminal SNR",
-                alpha_last,
-                f"the schedule ends at α_1 = {alpha_last:.2g}: training never shows pure noise, and sampling starts "
-                "from it. Use a schedule with α_1 = 0, such as pdlib.schedules.zero_terminal_snr makes.",
-            )
-        )
     alpha, sigma = schedule.alpha_sigma(times)
     on_x = on_grid(weighting, steps)(schedule, times)
     share = torch.maximum(_share(on_x), _share(on_x * sigma**2))
     dead = times[share < 0.01]
-    if len(dead) > 0:
-        shown = ", ".join(f"{t:.4g}" for t in dead[-4:].flip(0)) + (", …" if len(dead) > 4 else "")
-        findings.append(
-            Finding(
-                "dead steps",
-                share.min().item(),
-                f"of {steps} steps {len(dead)} {'gets' if len(dead) == 1 else 'get'} less than 1 % of the fair share "
-                f"of the loss: t = {shown}. There a student stays as its teacher left it. Use truncated_snr, "
-                "snr_plus_one or constant, or clip the weights.",
-            )
-        )
+    shown = ", ".join(f"{t:.4g}" for t in dead[-4:].flip(0)) + (", …" if len(dead) > 4 else "")
     amplification = (sigma / alpha).max().item() if len(times) else 0.0
-    if getattr(denoiser, "prediction", None) == "eps" and amplification > 100:
-        findings.append(
-            Finding(
-                "unbounded targets",
-                amplification,
-                f"the network predicts ε, and its error reaches x̂ magnified by σ/α = {amplification:.3g} at "
-                f"t = {top:.4g}. Convert it to v, x or both first: pdlib.distillation.convert.",
-            )
-        )
-    return findings
+    is_eps = getattr(denoiser, "prediction", None) == "eps"
+    known = (
+        (
+            top < 1,
+            "wrong top time",
+            alpha_top,
+            f"the highest time in training is t = {top:.4g}, where α = {alpha_top:.2g}, but sampling starts from noise "
+            f"alone, where α = 0. Take the times i/{steps} with i = 1 … {steps}, not i = 0 … {steps - 1}.",
+        ),
+        (
+            alpha_last > 1e-3,
+            "terminal SNR",
+            alpha_last,
+            f"the schedule ends at α_1 = {alpha_last:.2g}: training never shows pure noise, and sampling starts from "
+            "it. Use a schedule with α_1 = 0, such as pdlib.schedules.zero_terminal_snr makes.",
+        ),
+        (
+            len(dead) > 0,
+            "dead steps",
+            share.min().item() if len(share) else 0.0,
+            f"of {steps} steps {len(dead)} {'gets' if len(dead) == 1 else 'get'} less than 1 % of the fair share of "
+            f"the loss: t = {shown}. There a student stays as its teacher left it. Use truncated_snr, snr_plus_one or "
+            "constant, or clip the weights.",
+        ),
+        (
+            is_eps and amplification > 100,
+            "unbounded targets",
+            amplification,
+            f"the network predicts ε, and its error reaches x̂ magnified by σ/α = {amplification:.3g} at t = {top:.4g}. "
+            "Convert it to v, x or both first: pdlib.distillation.convert.",
+        ),
+    )
+    return [Finding(*finding) for applies, *finding in known if applies]
 
 
 def _share(weights: Tensor) -> Tensor:

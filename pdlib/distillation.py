@@ -19,8 +19,6 @@ from pdlib.weightings import Weighting
 
 __all__ = ["METHODS", "Stage", "convert", "distillation", "progressive_distillation"]
 
-_SESSION = Session()
-
 METHODS: dict[str, Callable[[DenoiserLike, Grid], Target]] = {
     "progressive_distillation": lambda teacher, grid: TwoSteps(teacher, grid.N),
 }
@@ -57,7 +55,7 @@ def progressive_distillation(
     *,
     objective: Callable[[DenoiserLike, Grid], Objective] = distillation,
     prediction: str | None = None,
-    session: Session = _SESSION,
+    session: Session = Session(),
 ) -> Iterator[Stage]:
     """Algorithm 2: halve the number of steps until ``end``, yielding each finished stage.
 
@@ -84,13 +82,8 @@ def progressive_distillation(
     for grid in teacher.grid.down_to(end):
         training = settings(grid) if callable(settings) else settings
         student = teacher.student(prediction, grid, training.seed)  # θ ← η
-        trained = fit(
-            student,
-            objective(teacher, grid),
-            data,
-            replace(training, seed=training.seed + grid.N),
-            replace(session, label=f"student-{grid.N}"),
-        )
+        training = replace(training, seed=training.seed + grid.N)
+        trained = fit(student, objective(teacher, grid), data, training, replace(session, label=f"student-{grid.N}"))
         teacher = trained.ema  # η ← θ, N ← N/2
         yield Stage(grid, teacher, trained)
 
@@ -101,7 +94,7 @@ def convert(
     data: Tensor,
     settings: TrainingSettings,
     weighting: str | Weighting = "truncated_snr",
-    session: Session = _SESSION,
+    session: Session = Session(),
 ) -> Trained:
     """A denoiser that predicts something else, learned from a parent at the same number of steps.
 

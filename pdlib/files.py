@@ -16,11 +16,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "DamagedFileError",
     "digest",
     "lock_folder",
+    "named",
     "read_json",
     "read_tensors",
     "tensors_digest",
@@ -42,6 +43,7 @@ __all__ = [
     "write_tensors",
 ]
 
+Entry = TypeVar("Entry")
 _ADVICE = "Delete it to compute it again, or restore it from a copy."
 
 
@@ -55,6 +57,13 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> str:
     close = get_close_matches(str(name), known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{what}={name!r} is unknown; {hint}it must be one of {', '.join(known)}"
+
+
+def named(what: str, name: str, known: Mapping[str, Entry]) -> Entry:
+    """What a registry holds under a name; ValueError, as one line, for one that is :func:`unknown`."""
+    if name not in known:
+        raise ValueError(unknown(what, name, known))
+    return known[name]
 
 
 def write_bytes(path: Path, content: bytes) -> None:

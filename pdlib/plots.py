@@ -126,21 +126,21 @@ def draw_rows(axes: Axes, rows: dict[str, Tensor]) -> None:
     axes.spines[:].set_visible(False)
 
 
+@matplotlib.rc_context(STYLE)
 def save_image_grid(samples: Tensor, path: str | Path, columns: int = 8, scale: int = 8) -> None:
     """Write samples to a PNG, whole or not at all: images side by side, each pixel ``scale`` wide; points as a scatter.
 
     Raises:
         OSError: where it cannot be written.
     """
-    with matplotlib.rc_context(STYLE):
-        if samples.ndim == 2:
-            figure = _new_figure(figsize=(5, 5))
-            _scatter(figure.add_subplot(), samples)
-            content = png(figure)
-        else:
-            page, file = image_grid(samples, min(columns, len(samples))), BytesIO()
-            matplotlib.image.imsave(file, page.repeat(scale, 0).repeat(scale, 1), format="png")
-            content = file.getvalue()
+    if samples.ndim == 2:
+        figure = _new_figure(figsize=(5, 5))
+        _scatter(figure.add_subplot(), samples)
+        content = png(figure)
+    else:
+        page, file = image_grid(samples, min(columns, len(samples))), BytesIO()
+        matplotlib.image.imsave(file, page.repeat(scale, 0).repeat(scale, 1), format="png")
+        content = file.getvalue()
     write_bytes(Path(path), content)
 
 
@@ -151,6 +151,7 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+@matplotlib.rc_context(STYLE)
 def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> Figure:
     """The paper's figure 4 for this run: a distance against the sampling steps, on log axes.
 
@@ -158,12 +159,12 @@ def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> F
         metrics: what ``metrics.json`` holds, see :func:`pdlib.runs.evaluation.evaluate`.
         metric: which of its metrics.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = _new_figure(figsize=(7.5, 4.8))
-        _draw_quality(figure.add_subplot(), metrics, metric)
-        return figure
+    figure = _new_figure(figsize=(7.5, 4.8))
+    _draw_quality(figure.add_subplot(), metrics, metric)
+    return figure
 
 
+@matplotlib.rc_context(STYLE)
 def plot_chains(
     chains: dict[str, dict[int, tuple[float, float]]],
     ylabel: str = "Fréchet distance to real data\n(lower is better)",
@@ -177,31 +178,31 @@ def plot_chains(
         ylabel: what the figure is.
         floor: of real against real.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = _new_figure(figsize=(8.5, 4.4))
-        axes = figure.add_subplot()
-        named = {COLORS[label] for label in chains if label in COLORS}
-        palette = [color for color in (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, "black") if color not in named]
-        others = [label for label in chains if label not in COLORS]
-        for k, (label, chain) in enumerate(chains.items()):
-            steps = sorted(chain)
-            values, errors = np.array([chain[n] for n in steps]).T
-            turn = 0 if label in COLORS else others.index(label)
-            color = COLORS.get(label, palette[turn % len(palette)])
-            marker, line = "os^Dv<>P*X"[k % 10], "-" if turn < len(palette) else "--"
-            axes.errorbar(steps, values, errors, capsize=3, label=label, color=color, marker=marker, linestyle=line)
-        if floor is not None:
-            axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
-        _log_steps(axes, sorted({n for chain in chains.values() for n in chain}))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylabel(ylabel)
-        axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return figure
+    figure = _new_figure(figsize=(8.5, 4.4))
+    axes = figure.add_subplot()
+    named = {COLORS[label] for label in chains if label in COLORS}
+    palette = [color for color in (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, "black") if color not in named]
+    others = [label for label in chains if label not in COLORS]
+    for k, (label, chain) in enumerate(chains.items()):
+        steps = sorted(chain)
+        values, errors = np.array([chain[n] for n in steps]).T
+        turn = 0 if label in COLORS else others.index(label)
+        color = COLORS.get(label, palette[turn % len(palette)])
+        marker, line = "os^Dv<>P*X"[k % 10], "-" if turn < len(palette) else "--"
+        axes.errorbar(steps, values, errors, capsize=3, label=label, color=color, marker=marker, linestyle=line)
+    if floor is not None:
+        axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
+    _log_steps(axes, sorted({n for chain in chains.values() for n in chain}))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel(ylabel)
+    axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
 
 
+@matplotlib.rc_context(STYLE)
 def plot_same_noise(rows: dict[str, Tensor], noise: Tensor) -> Figure:
     """One row of samples for each network, all from the same noise, which is the first row.
 
@@ -209,27 +210,27 @@ def plot_same_noise(rows: dict[str, Tensor], noise: Tensor) -> Figure:
         rows: label of a network -> its samples, each (n, …) from the same n noises.
         noise: those noises.
     """
-    with matplotlib.rc_context(STYLE):
-        if noise.ndim == 2:
-            columns = min(4, len(rows) + 1)
-            figure = _new_figure(figsize=(2.6 * columns, 2.7 * -(-(len(rows) + 1) // columns)))
-        else:
-            shape = (len(rows) + 1) * noise.shape[-2] / (len(noise) * noise.shape[-1])
-            figure = _new_figure(figsize=(8, 8 * shape + 0.2))
-        _draw_same_noise(figure, rows, noise)
-        return figure
+    if noise.ndim == 2:
+        columns = min(4, len(rows) + 1)
+        figure = _new_figure(figsize=(2.6 * columns, 2.7 * -(-(len(rows) + 1) // columns)))
+    else:
+        shape = (len(rows) + 1) * noise.shape[-2] / (len(noise) * noise.shape[-1])
+        figure = _new_figure(figsize=(8, 8 * shape + 0.2))
+    _draw_same_noise(figure, rows, noise)
+    return figure
 
 
+@matplotlib.rc_context(STYLE)
 def plot_result(metrics: dict[str, Any], rows: dict[str, Tensor], noise: Tensor) -> Figure:
     """A run in one picture: :func:`plot_quality` on the left, :func:`plot_same_noise` on the right."""
-    with matplotlib.rc_context(STYLE):
-        figure = _new_figure(figsize=(13, 4.8))
-        left, right = figure.subfigures(1, 2)
-        _draw_quality(left.add_subplot(), metrics, "frechet_distance")
-        _draw_same_noise(right, rows, noise)
-        return figure
+    figure = _new_figure(figsize=(13, 4.8))
+    left, right = figure.subfigures(1, 2)
+    _draw_quality(left.add_subplot(), metrics, "frechet_distance")
+    _draw_same_noise(right, rows, noise)
+    return figure
 
 
+@matplotlib.rc_context(STYLE)
 def plot_losses(histories: dict[str, Tensor]) -> Figure:
     """The loss of every training against the share of its updates that is done.
 
@@ -237,45 +238,44 @@ def plot_losses(histories: dict[str, Tensor]) -> Figure:
         histories: label of a training -> its loss before each update. Shown as the mean over each
             fiftieth of the updates.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = _new_figure(figsize=(7.5, 4.4))
-        axes = figure.add_subplot()
-        shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, max(len(histories) - 1, 1)))
-        for k, (label, losses) in enumerate(histories.items()):
-            parts = losses.tensor_split(min(50, len(losses)))
-            middle = (np.arange(len(parts)) + 0.5) / len(parts) * 100
-            color = "black" if k == 0 else shades[k - 1]
-            axes.plot(
-                middle,
-                [part.mean().item() for part in parts],
-                color=color,
-                linestyle="--" if k == 0 else "-",
-                label=label,
-            )
-        axes.set_yscale("log")
-        axes.set_xlabel("updates done (%)")
-        axes.set_ylabel("training loss")
-        axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return figure
+    figure = _new_figure(figsize=(7.5, 4.4))
+    axes = figure.add_subplot()
+    shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, max(len(histories) - 1, 1)))
+    for k, (label, losses) in enumerate(histories.items()):
+        parts = losses.tensor_split(min(50, len(losses)))
+        middle = (np.arange(len(parts)) + 0.5) / len(parts) * 100
+        color = "black" if k == 0 else shades[k - 1]
+        axes.plot(
+            middle,
+            [part.mean().item() for part in parts],
+            color=color,
+            linestyle="--" if k == 0 else "-",
+            label=label,
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("updates done (%)")
+    axes.set_ylabel("training loss")
+    axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
 
 
+@matplotlib.rc_context(STYLE)
 def plot_speed(metrics: dict[str, Any]) -> Figure:
     """Time per image against the sampling steps, on log axes, beside a line of equal time per step."""
-    with matplotlib.rc_context(STYLE):
-        figure = _new_figure(figsize=(7.5, 3.8))
-        axes = figure.add_subplot()
-        curve = metrics["curves"]["distilled"]
-        steps = sorted(map(int, curve))
-        times = np.array([curve[str(n)]["seconds_per_image"] for n in steps]) * 1e3
-        axes.plot(steps, times, color=COLORS["distilled"], marker="o", label="measured")
-        even = times[-1] / steps[-1] * np.array(steps)
-        axes.plot(steps, even, color=COLORS["real"], linestyle="--", label=f"time per step as at {steps[-1]} steps")
-        _log_steps(axes, steps)
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylabel("time per image (ms)")
-        axes.legend(fontsize=11)
-        return figure
+    figure = _new_figure(figsize=(7.5, 3.8))
+    axes = figure.add_subplot()
+    curve = metrics["curves"]["distilled"]
+    steps = sorted(map(int, curve))
+    times = np.array([curve[str(n)]["seconds_per_image"] for n in steps]) * 1e3
+    axes.plot(steps, times, color=COLORS["distilled"], marker="o", label="measured")
+    even = times[-1] / steps[-1] * np.array(steps)
+    axes.plot(steps, even, color=COLORS["real"], linestyle="--", label=f"time per step as at {steps[-1]} steps")
+    _log_steps(axes, steps)
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("time per image (ms)")
+    axes.legend(fontsize=11)
+    return figure
 
 
 def _new_figure(figsize: tuple[float, float]) -> Figure:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pdlib.files import unknown
+from pdlib.files import named
 from pdlib.schedules import expand
 
 __all__ = [
@@ -113,12 +113,12 @@ PREDICTIONS: dict[str, Prediction] = {
 
 def output_channels(prediction: str, channels: int) -> int:
     """How many output channels a network needs for data of so many channels."""
-    return _named(prediction).outputs * channels
+    return named("prediction", prediction, PREDICTIONS).outputs * channels
 
 
 def x_from_output(prediction: str, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """x̂ of a network's output under any prediction."""
-    return _named(prediction).x(z, output, alpha, sigma)
+    return named("prediction", prediction, PREDICTIONS).x(z, output, alpha, sigma)
 
 
 def eps_from_output(prediction: str, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -133,9 +133,3 @@ def eps_from_output(prediction: str, output: Tensor, z: Tensor, alpha: Tensor, s
 def _require_noise(sigma: Tensor, formula: str) -> None:
     if (sigma == 0).any():
         raise PredictionError(f"{formula} was asked for at σ = 0, where z = x holds no noise: use t > 0")
-
-
-def _named(prediction: str) -> Prediction:
-    if prediction not in PREDICTIONS:
-        raise ValueError(unknown("prediction", prediction, PREDICTIONS))
-    return PREDICTIONS[prediction]

@@ -39,13 +39,7 @@ def ddim_step(z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor, schedule: Schedule
 
 
 def ancestral_step(
-    z: Tensor,
-    x_hat: Tensor,
-    t: Tensor,
-    s: Tensor,
-    schedule: Schedule,
-    noise: Tensor,
-    variance: float = 0.0,
+    z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor, schedule: Schedule, noise: Tensor, variance: float = 0.0
 ) -> Tensor:
     """One stochastic step from time t down to s < t, given x̂(z_t). Equations 5 to 7.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pdlib.files import unknown
+from pdlib.files import named
 
 __all__ = [
     "SCHEDULES",
@@ -112,21 +112,14 @@ class CosineSchedule(Schedule):
         ValueError: for a negative offset or an empty range of λ.
     """
 
-    def __init__(
-        self,
-        offset: float = 0.0,
-        log_snr_min: float | None = None,
-        log_snr_max: float | None = None,
-    ):
+    def __init__(self, offset: float = 0.0, log_snr_min: float | None = None, log_snr_max: float | None = None):
         if not 0 <= offset < math.inf:
             raise ValueError(f"offset={offset}: the cosine schedule needs an offset of 0 or more")
         low = -math.inf if log_snr_min is None else log_snr_min
         high = math.inf if log_snr_max is None else log_snr_max
         if not low < high:
-            raise ValueError(
-                f"log_snr_min={log_snr_min} is not below log_snr_max={log_snr_max}: "
-                "give a lower log_snr_min or a higher log_snr_max"
-            )
+            ends = f"log_snr_min={log_snr_min} is not below log_snr_max={log_snr_max}"
+            raise ValueError(f"{ends}: give a lower log_snr_min or a higher log_snr_max")
         self.offset, self.log_snr_min, self.log_snr_max = offset, log_snr_min, log_snr_max
         self._first = math.atan(math.exp(-high / 2))  # φ_0 = arctan(exp(−λ_max/2))
         self._last = math.atan(math.exp(low / 2))  # π/2 − φ_1, exactly 0 when λ_min = −∞
@@ -199,7 +192,7 @@ class DiscreteSchedule(Schedule):
     """A schedule given by its T values ᾱ_i = α²_{i/T}, i = 1 … T.
 
     On the grid t = i/T it returns the given values. Between two grid points the angle
-    φ = arctan(σ/α) is interpolated linearly, which stays finite where λ does not.
+    φ = arctan(σ/α) is interpolated linearly: it stays finite where λ does not.
 
     Args:
         alpha_bar: the T values, strictly decreasing, in [0, 1); the last may be 0.
@@ -243,16 +236,12 @@ class DiscreteSchedule(Schedule):
     @classmethod
     def linear_beta(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteSchedule:
         """Ho et al. 2020: β_i equally spaced, ᾱ_i = Π (1 − β). With the defaults α_T ≈ 0.0064."""
-        betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
-        return cls((1 - betas).cumprod(0))
+        return cls((1 - torch.linspace(beta_start, beta_end, T, dtype=torch.float64)).cumprod(0))
 
     @classmethod
-    def scaled_linear_beta(
-        cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
-    ) -> DiscreteSchedule:
+    def scaled_linear_beta(cls, T: int = 1000, beta_start: float = 8.5e-4, beta_end: float = 0.012) -> DiscreteSchedule:
         """Stable Diffusion's: √β_i equally spaced. With the defaults α_T ≈ 0.068."""
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2
-        return cls((1 - betas).cumprod(0))
+        return cls((1 - torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2).cumprod(0))
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The grid index at or below t, and how far t lies towards the next, in [0, 1]."""
@@ -302,7 +291,7 @@ class ZeroTerminalSNR(Schedule):
         alpha = self._above_last(original, sigma) * self._first / self._range
         # 1 − α² = σ_o² + (α_o − α)(α_o + α): no cancellation near t = 0, where σ_o is small.
         sigma = (sigma**2 + (original - alpha) * (original + alpha)).clamp(0, 1).sqrt()
-        return alpha.clamp(min=0), sigma
+        return alpha.clamp(min=0), torch.where(alpha > 0, sigma, 1.0)  # exact at the end on every processor
 
     def dlog_snr(self, t: Tensor) -> Tensor:
         # dλ/dt = 2 (dα/dt) / (α σ²) holds for both; dα/dt differs by the factor of the scaling.
@@ -368,22 +357,23 @@ def make_schedule(
     Raises:
         ValueError: for an unknown name, or ends of λ that the schedule does not take.
     """
-    if name not in SCHEDULES:
-        raise ValueError(unknown("schedule", name, SCHEDULES))
     if T < 1:
         raise ValueError(f"T={T}: a schedule needs at least 1 grid point")
-    schedule = SCHEDULES[name](T)
+    schedule = named("schedule", name, SCHEDULES)(T)
     if log_snr_min is not None or log_snr_max is not None:
         if not isinstance(schedule, CosineSchedule) or name == "cosine_clipped":
-            raise ValueError(
-                f"log_snr_min={log_snr_min}, log_snr_max={log_snr_max} with schedule={name!r}: "
-                "only cosine and cosine_offset take them; leave them out or change the schedule"
-            )
+            ends = f"log_snr_min={log_snr_min}, log_snr_max={log_snr_max} with schedule={name!r}"
+            raise ValueError(f"{ends}: only cosine and cosine_offset take them; leave them out or change the schedule")
         schedule = CosineSchedule(schedule.offset, log_snr_min, log_snr_max)
     return zero_terminal_snr(schedule) if zero_terminal else schedule
 
 
-_CLASSES = {"cosine": CosineSchedule, "linear": LinearSchedule, "discrete": DiscreteSchedule}
+_CLASSES = {
+    "cosine": CosineSchedule,
+    "linear": LinearSchedule,
+    "discrete": DiscreteSchedule,
+    "zero_terminal_snr": lambda schedule: ZeroTerminalSNR(schedule_from_config(schedule)),
+}
 
 
 def schedule_from_config(config: dict[str, Any]) -> Schedule:
@@ -395,13 +385,8 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     arguments = dict(config)
     name = arguments.pop("name", None)
     try:
-        if name == "zero_terminal_snr":
-            return ZeroTerminalSNR(schedule_from_config(arguments["schedule"]))
-        build = _CLASSES.get(name) or SCHEDULES.get(name)
-        if build is None:
-            raise ValueError(unknown("schedule name", name, {**_CLASSES, "zero_terminal_snr": None, **SCHEDULES}))
-        return build(**arguments)
-    except (TypeError, KeyError) as error:
+        return named("schedule name", name, {**SCHEDULES, **_CLASSES})(**arguments)
+    except TypeError as error:
         raise ValueError(f"schedule {name!r} was given wrong arguments: {error}") from error
 
 

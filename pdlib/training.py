@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from pdlib.files import DamagedFileError, digest, read_tensors, unknown, write_tensors
+from pdlib.files import DamagedFileError, digest, named, read_tensors, write_tensors
 from pdlib.objectives import Objective
 
 __all__ = ["NotFiniteError", "Session", "Trained", "TrainingSettings", "fit"]
@@ -54,14 +54,9 @@ class TrainingSettings:
         """The learning rate at an update, counted from 0."""
         rise = min(1.0, (update + 1) / max(self.warmup, 1))
         done = update / self.updates
-        fall = {
-            "linear": 1 - done,
-            "cosine": 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item()),
-            "constant": 1.0,
-        }
-        if self.anneal not in fall:
-            raise ValueError(unknown("anneal", self.anneal, fall))
-        return self.learning_rate * rise * fall[self.anneal]
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
+        fall = {"linear": 1 - done, "cosine": cosine, "constant": 1.0}
+        return self.learning_rate * rise * named("anneal", self.anneal, fall)
 
 
 @dataclass(frozen=True)
@@ -99,11 +94,8 @@ class Trained:
     """Time spent, over all sessions of a resumed training."""
 
 
-_SESSION = Session()
-
-
 def fit(
-    denoiser: nn.Module, objective: Objective, data: Tensor, settings: TrainingSettings, session: Session = _SESSION
+    denoiser: nn.Module, objective: Objective, data: Tensor, settings: TrainingSettings, session: Session = Session()
 ) -> Trained:
     """Minimise an objective over batches of data, in place, and return the result.
 
@@ -138,17 +130,9 @@ def fit(
     if checkpoint is not None and checkpoint.is_file():
         first, seconds = state.load(checkpoint, fingerprint)
     started = saved = time.monotonic()
-    with (
-        torch.random.fork_rng(devices=[data.device] if data.is_cuda else []),
-        tqdm(
-            total=settings.updates,
-            initial=first,
-            desc=session.label,
-            unit="update",
-            disable=not session.progress,
-            mininterval=0.5,
-        ) as bar,
-    ):
+    look = {"desc": session.label, "unit": "update", "mininterval": 0.5, "disable": not session.progress}
+    bar = tqdm(total=settings.updates, initial=first, **look)
+    with bar, torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
         for update in range(first, settings.updates):
             dropout.manual_seed((settings.seed * 1_000_003 + update) % 2**63)
             for group in optimizer.param_groups:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pdlib.files import unknown
+from pdlib.files import named
 from pdlib.grids import Grid
 from pdlib.schedules import Schedule
 
@@ -127,8 +127,4 @@ def on_grid(weighting: str | Weighting, N: int | None) -> Weighting:
 
 
 def _named(weighting: str | Weighting) -> Weighting:
-    if not isinstance(weighting, str):
-        return weighting
-    if weighting not in WEIGHTINGS:
-        raise ValueError(unknown("weighting", weighting, WEIGHTINGS))
-    return WEIGHTINGS[weighting]
+    return named("weighting", weighting, WEIGHTINGS) if isinstance(weighting, str) else weighting
