@@ -27,8 +27,8 @@ from pdlib.data import load_data
 from pdlib.denoiser import Denoiser
 from pdlib.distillation import progressive_distillation
 from pdlib.grids import Grid
+from pdlib.runs.chain import new_denoiser
 from pdlib.runs.evaluation import machine
-from pdlib.runs.run import new_denoiser
 from pdlib.runs.settings import make_settings
 from pdlib.training import Session, Trained, TrainingSettings
 
