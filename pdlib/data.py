@@ -198,12 +198,10 @@ def _from_hugging_face(source: str, split: str) -> Examples:
     pixels = [_pixels(image) for image in table[images[0]]]
     shapes = sorted({image.shape for image in pixels})
     if len(shapes) != 1:
-        some = ", ".join(map(str, shapes[:3]))
-        raise DataError(
-            f"has images of {len(shapes)} different shapes ({some} …): make them one size, all grey or all coloured"
-        )
+        some = f"{len(shapes)} different shapes ({', '.join(map(str, shapes[:3]))} …)"
+        raise DataError(f"has images of {some}: make them one size, all grey or all coloured")
     classes = [
-        key for key, kind in kinds.items() if kind is datasets.ClassLabel or (key == "label" and kind is datasets.Value)
+        key for key, kind in kinds.items() if kind is datasets.ClassLabel or (key, kind) == ("label", datasets.Value)
     ]
     return _to_unit_range(np.stack(pixels, dtype=np.float32)), np.array(table[classes[0]][:]) if classes else None
 
@@ -231,10 +229,8 @@ def _examples(x: np.ndarray) -> Tensor:
     x = x[:, None] if x.ndim == 3 else x
     is_points = x.ndim == 2 and x.shape[1] == 2
     if not is_points and (x.ndim != 4 or x.shape[1] not in (1, 3)):
-        raise DataError(
-            f"has shape {x.shape}: it must be images (n, channels, height, width) with 1 or 3 channels, "
-            "images (n, height, width), or points (n, 2)"
-        )
+        shapes = "images (n, channels, height, width) with 1 or 3 channels, images (n, height, width), or points (n, 2)"
+        raise DataError(f"has shape {x.shape}: it must be {shapes}")
     if len(x) < 2 or x.size == 0:
         raise DataError(f"has shape {x.shape}: at least 2 examples are needed, none of them empty")
     low, high = x.min(), x.max()
@@ -249,10 +245,8 @@ def _examples(x: np.ndarray) -> Tensor:
         return torch.from_numpy(_to_unit_range(x.astype(np.float32, order="C")))
     if not np.isfinite([low, high]).all():
         broken = ~np.isfinite(x).reshape(len(x), -1).all(1)
-        raise DataError(
-            f"has NaN or infinite values in {broken.sum()} of {len(x)} examples, "
-            f"the first at index {broken.argmax()}: remove or repair them"
-        )
+        where = f"{broken.sum()} of {len(x)} examples, the first at index {broken.argmax()}"
+        raise DataError(f"has NaN or infinite values in {where}: remove or repair them")
     if max(-low, high) > (5 if is_points else 1.01):
         raise DataError(f"runs from {low:.3g} to {high:.3g}: scale it to [-1, 1], or give integers from 0 to 255")
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))

@@ -84,12 +84,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise OSError(
-            error.errno,
-            f"could not write ({error.strerror}); what was saved before is kept: free some space or "
-            "choose another folder, and start again to go on from there",
-            str(path),
-        ) from error
+        advice = "free some space or choose another folder, and start again to go on from there"
+        kept = f"could not write ({error.strerror}); what was saved before is kept: {advice}"
+        raise OSError(error.errno, kept, str(path)) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -248,9 +245,8 @@ def lock_folder(folder: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise BlockingIOError(
-            f"folder={folder} is in use by another run: wait until it ends, or choose another folder"
-        ) from None
+        other = "is in use by another run: wait until it ends, or choose another folder"
+        raise BlockingIOError(f"folder={folder} {other}") from None
     return lock
 
 

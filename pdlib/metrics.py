@@ -39,7 +39,6 @@ __all__ = [
     "sliced_wasserstein",
 ]
 
-
 _RECIPE = 1  # raise it when the features change, so that no network of an older recipe is taken from the cache
 
 
@@ -222,13 +221,9 @@ def measure(network: nn.Module, real: Tensor, groups: list[Tensor]) -> dict[str,
         groups: generated data, (m, …) each from a noise seed of its own. The value is that of all
             of them together; the standard error is the jackknife's over the groups. At least 2.
     """
-    spaces = {
-        True: (features(network, real), [features(network, group) for group in groups]),
-        False: (real, groups),
-    }
-    result = {}
+    seen, result = (features(network, real), [features(network, group) for group in groups]), {}
     for name, (distance, on_features, _) in METRICS.items():
-        reference, parts = spaces[on_features]
+        reference, parts = seen if on_features else (real, groups)
         left_out = [distance(reference, torch.cat(parts[:k] + parts[k + 1 :])) for k in range(len(parts))]
         result[name] = Estimate(distance(reference, torch.cat(parts)), jackknife_error(left_out), left_out)
     return result

@@ -141,10 +141,8 @@ class UNet(nn.Module):
             "dropout": dropout,
         }
         if not multipliers or blocks < 1 or width < 4:
-            raise ValueError(
-                f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}: "
-                "a UNet needs a width of 4 or more, one multiplier and one block at least"
-            )
+            given = f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}"
+            raise ValueError(f"{given}: a UNet needs a width of 4 or more, one multiplier and one block at least")
         seen = () if attention is None else (*attention, len(multipliers) - 1)
         attended = [width * multiplier for level, multiplier in enumerate(multipliers) if level in seen]
         if heads < 1 or any(features % heads for features in attended):
@@ -213,13 +211,8 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int = 2, out_channels: int | None = None, width: int = 128, blocks: int = 3):
         super().__init__()
-        self.config = {
-            "name": "mlp",
-            "channels": channels,
-            "out_channels": out_channels or channels,
-            "width": width,
-            "blocks": blocks,
-        }
+        sizes = {"channels": channels, "out_channels": out_channels or channels, "width": width, "blocks": blocks}
+        self.config = {"name": "mlp", **sizes}
         self.embed = TimeEmbedding(32, width)
         self.first = nn.Linear(channels, width)
         self.blocks = nn.ModuleList(

@@ -38,44 +38,18 @@ __all__ = [
 # The palette of Okabe and Ito, made to be told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 YELLOW, SKY, GREY = "#E69F00", "#56B4E9", "#555555"
-COLORS = {
-    # the curves of a run
-    "distilled": BLUE,
-    "ddim": ORANGE,
-    "stochastic": GREEN,
-    "real": GREY,
-    # the two parts of z
-    "alpha": BLUE,
-    "sigma": ORANGE,
-    # predictions
-    "x": BLUE,
-    "eps": ORANGE,
-    "v": GREEN,
-    "both": PURPLE,
-    # schedules
-    "cosine": BLUE,
-    "cosine_offset": SKY,
-    "linear": ORANGE,
-    "discrete_linear": YELLOW,
-    # weightings
-    "constant": GREY,
-    "snr": ORANGE,
-    "truncated_snr": BLUE,
-    "snr_plus_one": GREEN,
-    "log_snr_density": PURPLE,
-    "min_snr": YELLOW,
-    # mistaken targets
-    "swapped": PURPLE,
-    "second_answer": YELLOW,
-    "off_by_one": GREEN,
-}
+COLORS = (
+    {"distilled": BLUE, "ddim": ORANGE, "stochastic": GREEN, "real": GREY}  # the curves of a run
+    | {"alpha": BLUE, "sigma": ORANGE}  # the two parts of z
+    | {"x": BLUE, "eps": ORANGE, "v": GREEN, "both": PURPLE}  # predictions
+    | {"cosine": BLUE, "cosine_offset": SKY, "linear": ORANGE, "discrete_linear": YELLOW}  # schedules
+    | {"constant": GREY, "snr": ORANGE, "truncated_snr": BLUE, "snr_plus_one": GREEN}  # weightings
+    | {"log_snr_density": PURPLE, "min_snr": YELLOW}
+    | {"swapped": PURPLE, "second_answer": YELLOW, "off_by_one": GREEN}  # mistaken targets
+)
 """One colour for one thing, in every picture."""
 MARKERS = {"distilled": "o", "ddim": "s", "stochastic": "^"}
-LABELS = {
-    "distilled": "distilled",
-    "ddim": "DDIM (undistilled teacher)",
-    "stochastic": "stochastic (teacher, ancestral)",
-}
+LABELS = {"ddim": "DDIM (undistilled teacher)", "stochastic": "stochastic (teacher, ancestral)"}
 STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 100,
@@ -244,14 +218,8 @@ def plot_losses(histories: dict[str, Tensor]) -> Figure:
     for k, (label, losses) in enumerate(histories.items()):
         parts = losses.tensor_split(min(50, len(losses)))
         middle = (np.arange(len(parts)) + 0.5) / len(parts) * 100
-        color = "black" if k == 0 else shades[k - 1]
-        axes.plot(
-            middle,
-            [part.mean().item() for part in parts],
-            color=color,
-            linestyle="--" if k == 0 else "-",
-            label=label,
-        )
+        look = {"color": "black", "linestyle": "--"} if k == 0 else {"color": shades[k - 1]}
+        axes.plot(middle, [part.mean().item() for part in parts], label=label, **look)
     axes.set_yscale("log")
     axes.set_xlabel("updates done (%)")
     axes.set_ylabel("training loss")
@@ -289,7 +257,7 @@ def _draw_quality(axes: Axes, metrics: dict[str, Any], metric: str) -> None:
     for name, curve in metrics["curves"].items():
         steps = sorted(map(int, curve))
         values, errors = np.array([curve[str(n)][metric] for n in steps]).T
-        look = {"label": LABELS[name], "color": COLORS[name], "marker": MARKERS[name]}
+        look = {"label": LABELS.get(name, name), "color": COLORS[name], "marker": MARKERS[name]}
         axes.errorbar(steps, values, errors, capsize=3, **look)
     floor, error = metrics["floor"][metric]
     axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
