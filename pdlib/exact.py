@@ -39,9 +39,7 @@ class GaussianDenoiser:
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         """z: (batch, dimensions); t: (batch,). Returns E[x | z_t = z], in z's dtype."""
-        alpha, sigma = (value[:, None] for value in self.schedule.alpha_sigma(t))
-        along = (z.double() - alpha * self.mean) @ self.axes
-        total = alpha**2 * self.variances + sigma**2
+        alpha, total, along = self._along_axes(z, t)
         gain = torch.where(total > 0, alpha * self.variances / total, 0)
         return (self.mean + (gain * along) @ self.axes.mT).to(z)
 
@@ -51,14 +49,14 @@ class GaussianDenoiser:
         Along each axis of Σ the deviation from the mean keeps its share of the standard
         deviation √(α²Σ + σ²): this is where DDIM goes as its steps become many.
         """
-        deviations = []
-        for time in (t, s):
-            alpha, sigma = (value[:, None] for value in self.schedule.alpha_sigma(time))
-            deviations.append((alpha, (alpha**2 * self.variances + sigma**2).sqrt()))
-        (alpha_t, spread_t), (alpha_s, spread_s) = deviations
-        along = (z.double() - alpha_t * self.mean) @ self.axes
-        ratio = torch.where(spread_t > 0, spread_s / spread_t, 0)
+        (_, total_t, along), (alpha_s, total_s, _) = self._along_axes(z, t), self._along_axes(z, s)
+        ratio = torch.where(total_t > 0, total_s.sqrt() / total_t.sqrt(), 0)
         return (alpha_s * self.mean + (ratio * along) @ self.axes.mT).to(z)
+
+    def _along_axes(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """α; and along each axis of Σ, the variance of z_t and z's deviation from its mean."""
+        alpha, sigma = (value[:, None] for value in self.schedule.alpha_sigma(t))
+        return alpha, alpha**2 * self.variances + sigma**2, (z.double() - alpha * self.mean) @ self.axes
 
 
 class MixtureDenoiser:
@@ -85,12 +83,10 @@ class MixtureDenoiser:
 
     def responsibilities(self, z: Tensor, t: Tensor) -> Tensor:
         """p(component | z_t = z), shape (batch, components), in float64."""
-        alpha, sigma = (value[:, None] for value in self.schedule.alpha_sigma(t))
         scores = []
         for component, log_weight in zip(self.components, self.log_weights, strict=True):
-            # Where nothing varies, a variance that is smaller than any rounding: the nearest component alone is left.
-            total = (alpha**2 * component.variances + sigma**2).clamp(min=1e-30)
-            along = (z.double() - alpha * component.mean) @ component.axes
+            _, total, along = component._along_axes(z, t)
+            total = total.clamp(min=1e-30)  # where nothing varies: less than any rounding, so that the nearest is left
             scores.append(log_weight - 0.5 * (along**2 / total + total.log()).sum(1))
         return torch.stack(scores, dim=1).softmax(dim=1)
 

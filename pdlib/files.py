@@ -177,9 +177,7 @@ def _described(content: Any, above: tuple[int, ...] = ()) -> Any:
         return content
     if isinstance(content, torch.device):
         return "device"
-    if isinstance(content, bytes):
-        return content.hex()
-    if isinstance(content, Path | torch.dtype):
+    if isinstance(content, bytes | Path | torch.dtype):
         return str(content)
     if isinstance(content, np.ndarray | np.generic):
         content = torch.as_tensor(content)

@@ -167,11 +167,8 @@ def plot_chains(
     if floor is not None:
         axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
     _log_steps(axes, sorted({n for chain in chains.values() for n in chain}))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel(ylabel)
+    axes.set(yscale="log", ylabel=ylabel)
+    axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
     axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -220,9 +217,7 @@ def plot_losses(histories: dict[str, Tensor]) -> Figure:
         middle = (np.arange(len(parts)) + 0.5) / len(parts) * 100
         look = {"color": "black", "linestyle": "--"} if k == 0 else {"color": shades[k - 1]}
         axes.plot(middle, [part.mean().item() for part in parts], label=label, **look)
-    axes.set_yscale("log")
-    axes.set_xlabel("updates done (%)")
-    axes.set_ylabel("training loss")
+    axes.set(yscale="log", xlabel="updates done (%)", ylabel="training loss")
     axes.legend(fontsize=11, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -239,9 +234,8 @@ def plot_speed(metrics: dict[str, Any]) -> Figure:
     even = times[-1] / steps[-1] * np.array(steps)
     axes.plot(steps, even, color=COLORS["real"], linestyle="--", label=f"time per step as at {steps[-1]} steps")
     _log_steps(axes, steps)
-    axes.set_yscale("log")
+    axes.set(yscale="log", ylabel="time per image (ms)")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("time per image (ms)")
     axes.legend(fontsize=11)
     return figure
 
@@ -290,15 +284,11 @@ def _draw_same_noise(figure: Figure | SubFigure, rows: dict[str, Tensor], noise:
 
 def _log_steps(axes: Axes, steps: list[int]) -> None:
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(steps))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator(), major_formatter=ScalarFormatter())
     axes.set_xlabel("sampling steps N")
 
 
 def _scatter(axes: Axes, points: Tensor) -> None:
     points = points.detach().cpu().numpy()
     axes.scatter(points[:, 0], points[:, 1], s=2, color=COLORS["distilled"], alpha=0.5, linewidths=0)
-    axes.set_aspect("equal")
-    axes.set_xlim(-2.2, 2.2)
-    axes.set_ylim(-2.2, 2.2)
+    axes.set(aspect="equal", xlim=(-2.2, 2.2), ylim=(-2.2, 2.2))

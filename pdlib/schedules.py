@@ -1,7 +1,7 @@
 """Noise schedules: time t in [0, 1] to the α and σ of z_t = α_t x + σ_t ε, with α² + σ² = 1.
 
-t = 0 is clean data and t = 1 is noise. Everything is computed in float64 and in α and σ (never in
-the ratio α²/σ²), so that α_1 = 0, the value that distillation needs at t = 1, is an ordinary input.
+t = 0 is clean data, t = 1 is noise. All is computed in float64 and in α and σ (never in the ratio α²/σ²), so that
+α_1 = 0, the value that distillation needs at t = 1, is an ordinary input.
 
 Salimans & Ho 2022, section 2; Nichol & Dhariwal 2021; Ho et al. 2020; Lin et al. 2023.
 """
@@ -36,8 +36,8 @@ __all__ = [
 class Schedule:
     """The interface of every schedule: t ↦ α, σ, λ = log(α²/σ²) and dλ/dt.
 
-    A subclass implements :meth:`_alpha_sigma` and :meth:`dlog_snr`, and lists in :meth:`config` the
-    arguments that build it again. A schedule never changes once it is built.
+    A subclass implements :meth:`_alpha_sigma` and :meth:`dlog_snr`, and lists in :meth:`config` the arguments that
+    build it again. A schedule never changes once it is built.
     """
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,9 +104,8 @@ class CosineSchedule(Schedule):
     Args:
         offset: Nichol & Dhariwal's s ≥ 0 (theirs is 0.008): α_t = cos u_t / cos u_0 with
             u_t = (π/2)(t + s)/(1 + s), which adds noise more slowly near t = 0.
-        log_snr_min, log_snr_max: λ_1 and λ_0 where they are to be finite (the official code uses
-            ∓20): the angle φ then runs over the narrower range between theirs, instead of from
-            0 to π/2. A finite ``log_snr_min`` makes α_1 small instead of 0.
+        log_snr_min, log_snr_max: λ_1 and λ_0 where they are to be finite (the official code uses ∓20): the angle φ
+            then runs between theirs, not from 0 to π/2. A finite ``log_snr_min`` makes α_1 small instead of 0.
 
     Raises:
         ValueError: for a negative offset or an empty range of λ.
@@ -308,9 +307,8 @@ class ZeroTerminalSNR(Schedule):
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """Rescale a schedule so that α_1 = 0, keeping α_0. Lin et al. 2023, algorithm 1.
 
-    α_t becomes (α_t − α_1) α_0 / (α_0 − α_1). A schedule whose α_1 is 0 already is returned as it
-    is; a :class:`DiscreteSchedule` stays one (its α_0 in the rescaling is that of i = 1, as in
-    the paper's algorithm).
+    α_t becomes (α_t − α_1) α_0 / (α_0 − α_1). A schedule whose α_1 is 0 already is returned as it is; a
+    :class:`DiscreteSchedule` stays one (its α_0 in the rescaling is that of i = 1, as in the paper's algorithm).
     """
     alpha, _ = schedule.alpha_sigma(torch.ones(1, dtype=torch.float64))
     if alpha.item() == 0:

@@ -194,11 +194,10 @@ class _State:
                 f"{path} belongs to a training with another {', '.join(different)}: delete it to train anew, or choose "
                 "another folder"
             )
-        parts: dict[str, dict[str, Tensor]] = {"denoiser": {}, "average": {}, "optimizer": {}}
-        for name, value in tensors.items():
-            part, _, rest = name.partition(".")
-            if rest:
-                parts[part][rest] = value
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
         try:
             self.generator.set_state(tensors["generator"])
         except RuntimeError as error:
@@ -206,11 +205,11 @@ class _State:
                 f"{path} was made on another kind of device, whose random numbers cannot go on here ({error}): go on "
                 "there, or delete it to train anew"
             ) from error
-        self.denoiser.load_state_dict(parts["denoiser"])
-        self.average.load_state_dict(parts["average"])
+        self.denoiser.load_state_dict(part("denoiser"))
+        self.average.load_state_dict(part("average"))
         parameters = list(self.denoiser.parameters())
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimizer"].items():
+        for name, value in part("optimizer").items():
             index, _, moment = name.partition(".")
             like = parameters[int(index)]
             if value.shape == like.shape:  # laid out in memory as its parameter is, which fused Adam relies on
