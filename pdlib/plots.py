@@ -63,14 +63,6 @@ STYLE = {
 }
 
 
-def __getattr__(name: str) -> dict[str, str]:
-    if name == "METRIC_LABELS":  # of the metrics that are registered now; their module is slow to import
-        from pdlib.metrics import METRICS
-
-        return {metric: entry.label for metric, entry in METRICS.items()}
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def use_style() -> None:
     """Give every picture that follows, in a notebook, the project's look."""
     plt.rcParams.update(STYLE)
@@ -248,6 +240,8 @@ def _new_figure(figsize: tuple[float, float]) -> Figure:
 
 
 def _draw_quality(axes: Axes, metrics: dict[str, Any], metric: str) -> None:
+    from pdlib.metrics import METRICS  # slow to import
+
     for name, curve in metrics["curves"].items():
         steps = sorted(map(int, curve))
         values, errors = np.array([curve[str(n)][metric] for n in steps]).T
@@ -263,7 +257,7 @@ def _draw_quality(axes: Axes, metrics: dict[str, Any], metric: str) -> None:
         axes.set_ylim(bottom=-2 * near_zero)
     else:
         axes.set_yscale("log")
-    axes.set_ylabel(f"{__getattr__('METRIC_LABELS')[metric]} to real data\n(lower is better)")
+    axes.set_ylabel(f"{METRICS[metric].label} to real data\n(lower is better)")
     axes.legend(fontsize=11)
 
 
