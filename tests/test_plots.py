@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from pdlib import plots
-from pdlib.metrics import METRICS
+from pdlib import metrics, plots
 
 METRIC = {"frechet_distance": [2.0, 0.1], "kernel_distance": [-0.001, 0.002], "sliced_wasserstein": [0.05, 0.01]}
 
@@ -31,7 +30,7 @@ def luminance(color):
     return np.dot([0.2126, 0.7152, 0.0722], linear)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", metrics.METRICS)
 def test_the_quality_picture_holds_every_figure(metric):
     (axes,) = plots.plot_quality(METRICS, metric).axes
     drawn = {container.get_label(): container.lines[0] for container in axes.containers}

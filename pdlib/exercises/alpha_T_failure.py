@@ -1,55 +1,36 @@
 """The exercises of notebook 05, the failure at the top."""
 
-import math
+from math import cos, pi, sin
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from pdlib.exercises.common import exercise, normal, uniform, whole
-from pdlib.schedules import CosineSchedule
 
 
-def _highest_alpha(steps: int) -> float:
-    times = torch.arange(steps, dtype=torch.float64) / steps
-    return CosineSchedule().alpha_sigma(times)[0].min().item()
-
-
-@exercise("05_top_alpha", lambda g: {"steps": whole(g, 1, 65)}, _highest_alpha)
+@exercise("05_top_alpha", lambda g: {"steps": whole(g, 1, 65)}, lambda n: min(cos(pi / 2 * i / n) for i in range(n)))
 def _wrong_alpha(steps):
     return {
-        "that is α², often written ᾱ": math.sin(math.pi / (2 * steps)) ** 2,
-        "that is σ at the highest time, or α at 1/N, the lowest": math.cos(math.pi / (2 * steps)),
+        "that is α², often written ᾱ": sin(pi / (2 * steps)) ** 2,
+        "that is σ at the highest time, or α at 1/N, the lowest": cos(pi / (2 * steps)),
         "that is α at t = 1; the wrong grid stops at 1 − 1/N": 0.0,
-        "α = cos(πt/2): the angle left to π/2 is π/(2N)": math.sin(math.pi / steps),
+        "α = cos(πt/2): the angle left to π/2 is π/(2N)": sin(pi / steps),
     }
 
 
-def _gaussian(generator: Generator) -> dict[str, Tensor]:
-    return {"alpha": uniform(generator, 0.1, 0.7), "m": normal(generator, 4), "c": uniform(generator, 0.3, 0.5)}
+def _flow(alpha: Tensor, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The flow dz/dφ = α ε̂ − σ x̂ changes d = z − α m at the rate ασ (1 − c)/(α² c + σ²) d, integrated by quadrature."""
+    nodes, weights = torch.tensor(np.array(np.polynomial.legendre.leggauss(40)))[:, :, None]
+    phi = alpha.acos() / 2 * (1 + nodes)
+    rate = phi.cos() * phi.sin() * (1 - c) / (phi.cos() ** 2 * c + phi.sin() ** 2)
+    kept = (-alpha.acos() / 2 * (weights * rate).sum(0)).exp()
+    return m - kept * alpha * m, kept**2
 
 
-def _moments_by_small_steps(alpha: Tensor, m: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """The probability flow dz/dφ = −(x̂ − α z)/σ of a Gaussian, from two probes, by the classical Runge–Kutta method."""
-
-    def slope(phi: Tensor, z: Tensor) -> Tensor:
-        a, s = phi.cos(), phi.sin()
-        # v̂ = α ε̂ − σ x̂ with x̂ = E[x | z] and ε̂ = E[ε | z] of Gaussian data.
-        gain = (z - a * m) / (a**2 * c + s**2)
-        return a * s * gain - s * (m + a * c * gain)
-
-    count, top = 80, torch.acos(alpha)
-    z, h = torch.stack([-torch.ones_like(alpha), torch.ones_like(alpha)]), -top / count
-    for k in range(count):
-        phi = top * (1 - k / count)
-        k1 = slope(phi, z)
-        k2 = slope(phi + h / 2, z + h / 2 * k1)
-        k3 = slope(phi + h / 2, z + h / 2 * k2)
-        z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(phi + h, z + h * k3))
-    low, high = z
-    return (low + high) / 2, ((high - low) / 2) ** 2
-
-
-@exercise("05_sample_moments", _gaussian, _moments_by_small_steps)
+@exercise(
+    "05_sample_moments", lambda g: {"alpha": uniform(g, 0.1, 0.7), "m": normal(g, 4), "c": uniform(g, 0.3, 0.5)}, _flow
+)
 def _wrong_moments(a, m, c):
     variance = c / (a**2 * c + 1 - a**2)
     shift = variance.sqrt() * a * m

@@ -1,8 +1,7 @@
 """The check: says at once whether an answer is right.
 
-An answer is a function. It is compared, on random inputs, with a computation that does not share
-its formula; the text of the answer is never looked at. Where it equals a mistake that people
-make, the mistake's own hint is given.
+An answer is a function. It is compared, on random inputs, with a computation that does not share its formula; the text
+of the answer is never looked at. Where it equals a mistake that people make, the mistake's own hint is given.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,7 @@ def check(name: str, answer: Callable[..., Any], cases: int = 20, seed: int = 0)
         name: one of :data:`EXERCISES`.
         answer: the learner's function. Lists, arrays and tensors of any real type do where they hold the right
             numbers; a truth value is not a number, nor is a complex number a real one.
-        cases: how many random inputs to try.
-        seed: of the inputs.
+        cases, seed: how many random inputs to try, and of which seed.
 
     Raises:
         KeyError: for an unknown name.
@@ -59,37 +58,32 @@ def check(name: str, answer: Callable[..., Any], cases: int = 20, seed: int = 0)
     generator = torch.Generator().manual_seed(seed)
     inputs = [exercise.cases(generator) for _ in range(cases)]
     try:
-        given = [answer(**_copied(case)) for case in inputs]
+        given = [answer(**deepcopy(case)) for case in inputs]
     except (Exception, SystemExit) as error:  # whatever the learner's code raises is part of the verdict
         if isinstance(error, NotImplementedError) and not error.args:
             return Verdict("not attempted yet")
         return Verdict("not right", f"it raises {type(error).__name__}: {error}")
     if all(value is None or value is Ellipsis for value in given):
         return Verdict("not attempted yet")
-    right = [exercise.reference(*_copied(case).values()) for case in inputs]
+    right = [exercise.reference(*deepcopy(case).values()) for case in inputs]
     wrong = [k for k in range(cases) if not _equal(given[k], right[k], exercise.tolerance)]
     if not wrong:
         return Verdict("right")
-    detail = f"here is a case where yours differs\n{_shown(inputs[wrong[0]], given[wrong[0]], right[wrong[0]])}"
-    hint = _hint(exercise, inputs, given)
-    return Verdict("not right", f"{detail}\nhint: {hint}" if hint else detail)
-
-
-def _copied(case: dict[str, Any]) -> dict[str, Any]:
-    """So that an answer which changes its arguments in place changes nobody else's."""
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in case.items()}
+    k, hint = wrong[0], _hint(exercise, inputs, given)
+    lines = ["here is a case where yours differs", *(f"  {key} = {_short(value)}" for key, value in inputs[k].items())]
+    lines += [f"  yours:    {_short(given[k])}", f"  expected: {_short(right[k])}"]
+    if hint:
+        lines.append(f"hint: {hint}")
+    return Verdict("not right", "\n".join(lines))
 
 
 def _hint(exercise: Exercise, inputs: list[dict[str, Any]], given: list[Any]) -> str | None:
     """The hint of the first mistake that equals the answer on every input; none where a mistake cannot be computed."""
-    hints = None
     with suppress(ArithmeticError, ValueError):
-        for case, value in zip(inputs, given, strict=True):
-            mistakes = exercise.mistakes(*_copied(case).values())
-            hints = [hint for hint in hints or mistakes if _equal(value, mistakes[hint], exercise.tolerance)]
-            if not hints:
-                return None
-        return hints[0]
+        mistakes = [exercise.mistakes(*deepcopy(case).values()) for case in inputs]
+        for hint in mistakes[0]:
+            if all(_equal(value, made[hint], exercise.tolerance) for value, made in zip(given, mistakes, strict=True)):
+                return hint
     return None
 
 
@@ -111,11 +105,7 @@ def _equal(given: Any, right: Any, tolerance: float) -> bool:
 
 
 def _numbers(value: Any) -> Tensor:
-    """A tensor of what is given, on the CPU: bool for truth values, complex128 for complex numbers, else float64.
-
-    Raises:
-        Exception: whatever meets what is no numbers.
-    """
+    """What is given as bool, complex128 or else float64, on the CPU; some exception where it is no numbers."""
     if isinstance(value, list | tuple):
         return torch.stack([_numbers(part) for part in value])
     if not isinstance(value, Tensor):
@@ -128,21 +118,15 @@ def _numbers(value: Any) -> Tensor:
     return value if value.dtype == torch.bool else value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
-def _shown(case: dict[str, Any], given: Any, right: Any) -> str:
-    lines = [f"  {key} = {_short(value)}" for key, value in case.items()]
-    return "\n".join([*lines, f"  yours:    {_short(given)}", f"  expected: {_short(right)}"])
-
-
 def _short(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(_short, value))})"
     if isinstance(value, list | np.ndarray | Tensor):
         with suppress(Exception):
             return _rounded(_numbers(value))
-    try:
+    with suppress(Exception):
         return f"{value:.6g}" if isinstance(value, float) else str(value)
-    except Exception:
-        return f"a {type(value).__name__} that cannot be shown"
+    return f"a {type(value).__name__} that cannot be shown"
 
 
 def _rounded(value: Tensor) -> str:

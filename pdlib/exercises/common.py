@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Exercise:
-    """What an answer must compute.
+    """What an answer must compute. What ``cases`` draws is given to the other two by position, in its order.
 
     Args:
         cases: draws one random set of arguments, by the answer's argument names, from a generator.
@@ -20,8 +20,6 @@ class Exercise:
         mistakes: what plausible wrong answers give for them, or a function of nothing that computes it, each under
             the hint that belongs to it; of several that fit, the first counts.
         tolerance: largest difference, relative to the size of the right value, that counts as equal.
-
-    ``reference`` and ``mistakes`` take the arguments by position, in the order in which ``cases`` names them.
     """
 
     cases: Callable[[Generator], dict[str, Any]]
@@ -64,6 +62,11 @@ def whole(generator: Generator, low: int, end: int) -> int:
     return int(torch.randint(low, end, (1,), generator=generator))
 
 
+def decimal(generator: Generator, low: float, width: float, digits: int) -> float:
+    """A number of [low, low + width] with so many digits after the point."""
+    return round(low + width * torch.rand(1, generator=generator).item(), digits)
+
+
 def angles(generator: Generator) -> dict[str, Tensor]:
     """α = cos φ and σ = sin φ, among them one of mostly signal and one of mostly noise."""
     angle = torch.tensor([0.1, 0.5, 1.0, 1.5]) + uniform(generator, width=0.07)
@@ -77,9 +80,9 @@ def noising(generator: Generator) -> dict[str, Tensor]:
 
 
 @columns
-def diffused(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """z = α x + σ ε as a rotation: the real part of (α − iσ)(x + iε)."""
-    return (torch.complex(alpha, -sigma) * torch.complex(x, eps)).real
+def rotated(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """(α − iσ)(x + iε): its real part is z = α x + σ ε, its imaginary part v = α ε − σ x."""
+    return torch.complex(alpha, -sigma) * torch.complex(x, eps)
 
 
 def losses(alpha: Tensor, sigma: Tensor) -> dict[str, Tensor]:
@@ -89,12 +92,3 @@ def losses(alpha: Tensor, sigma: Tensor) -> dict[str, Tensor]:
     v_error = (alpha * eps_hat - sigma * x_hat) - (alpha * eps - sigma * x)
     x_loss, eps_loss, v_loss = (e.square().sum(0) for e in (x_hat - x + 0 * alpha, eps_hat - eps, v_error))
     return {"x": x_loss, "eps": eps_loss, "larger": torch.maximum(x_loss, eps_loss), "v": v_loss}
-
-
-def bisected(below: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """Where ``below``, true at first, becomes false between low and high, by halving the interval."""
-    for _ in range(80):
-        middle = (low + high) / 2
-        still = below(middle)
-        low, high = torch.where(still, middle, low), torch.where(still, high, middle)
-    return (low + high) / 2

@@ -2,28 +2,18 @@
 
 import math
 
-import torch
 from torch import Generator, Tensor
 
-from pdlib.exercises.common import exercise, normal, whole
+from pdlib.exercises.common import decimal, exercise, normal, whole
+from pdlib.grids import Grid
 
 
-def _chain(generator: Generator) -> dict[str, int]:
-    steps, updates = 2 ** whole(generator, 2, 8), whole(generator, 10, 100)
-    return {"steps": steps, "updates": updates, "batch_size": whole(generator, 2, 129)}
-
-
-def _passes_until_paid(steps: int, updates: int, batch_size: int) -> float:
-    """Pass by pass: the stages one after the other, then what one image less costs."""
-    cost, n = 0, steps
-    while n > 1:
-        n //= 2
-        teacher, forward, backward = 2, 1, 2
-        cost += sum((teacher + forward + backward) * batch_size for _ in range(updates))
-    return cost / sum(1 for _ in range(1, steps))
-
-
-@exercise("07_break_even", _chain, _passes_until_paid)
+# The reference counts, update by update, two passes of the teacher, one forward, and one back that is worth two.
+@exercise(
+    "07_break_even",
+    lambda g: {"steps": 2 ** whole(g, 2, 8), "updates": whole(g, 10, 100), "batch_size": whole(g, 2, 129)},
+    lambda n, updates, batch: sum(5 * batch for _ in Grid(n).down_to(1) for _ in range(updates)) / (n - 1),
+)
 def _wrong_price(steps, updates, batch_size):
     stages, stage, saved = steps.bit_length() - 1, 5 * updates * batch_size, steps - 1
     more = (stages + 1) * stage / saved
@@ -46,12 +36,10 @@ def _pairs_with_a_common_part(generator: Generator) -> dict[str, Tensor]:
 
 def _ratio_left_out(variant: Tensor, baseline: Tensor) -> tuple[Tensor, Tensor]:
     """The product's n-th root, and the jackknife's standard error of its logarithm, one seed left out at a time."""
-    count = len(variant)
-    ratios = variant / baseline
-    without = torch.stack([torch.cat([ratios[:k], ratios[k + 1 :]]).prod() for k in range(count)])
-    logs = without.log() / (count - 1)
-    error = ((count - 1) / count * (logs - logs.mean()).square().sum()).sqrt()
-    return ratios.prod() ** (1 / count), error.exp()
+    n, ratios = len(variant), variant / baseline
+    logs = (ratios.prod() / ratios).log() / (n - 1)
+    error = ((n - 1) / n * (logs - logs.mean()).square().sum()).sqrt()
+    return ratios.prod() ** (1 / n), error.exp()
 
 
 @exercise("07_paired_ratio", _pairs_with_a_common_part, _ratio_left_out)
@@ -72,20 +60,15 @@ def _wrong_ratio(variant, baseline):
     }
 
 
-def _decay_and_updates(generator: Generator) -> dict[str, float]:
-    decay = round(0.9 + 0.09 * torch.rand(1, generator=generator).item(), 3)
-    return {"decay": decay, "updates": whole(generator, 5, 200)}
-
-
-def _start_in_the_average(decay: float, updates: int) -> float:
+def _share_of_start(decay: float, updates: int) -> float:
     """The average itself, of weights that are 1 at the start and 0 ever after."""
     average = 1.0
     for _ in range(updates):
-        average = average + (1 - decay) * (0.0 - average)
+        average += (1 - decay) * (0 - average)
     return average
 
 
-@exercise("07_ema_share", _decay_and_updates, _start_in_the_average)
+@exercise("07_ema_share", lambda g: {"decay": decimal(g, 0.9, 0.09, 3), "updates": whole(g, 5, 200)}, _share_of_start)
 def _wrong_start(decay, updates):
     own, left, late = (1 - decay) ** updates, 1 - updates * (1 - decay), (1 - decay) * decay**updates
     return {

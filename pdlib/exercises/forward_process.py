@@ -3,10 +3,10 @@
 import torch
 from torch import Generator, Tensor
 
-from pdlib.exercises.common import angles, bisected, columns, diffused, exercise, noising, normal, uniform
+from pdlib.exercises.common import angles, columns, exercise, noising, normal, rotated, uniform
 
 
-@exercise("01_diffuse", noising, diffused)
+@exercise("01_diffuse", noising, lambda *case: rotated(*case).real)
 @columns
 def _wrong_z(x, eps, a, s):
     z = a**2 * x + s**2 * eps
@@ -19,13 +19,8 @@ def _wrong_z(x, eps, a, s):
     }
 
 
-def _solved_log_snr(alpha_bar: Tensor) -> Tensor:
-    """The λ with 1/(1 + exp(−λ)) = ᾱ."""
-    ends = torch.full_like(alpha_bar, 40)
-    return bisected(lambda log_snr: log_snr.sigmoid() < alpha_bar, -ends, ends)
-
-
-@exercise("01_log_snr", lambda g: {"alpha_bar": uniform(g, 0.01, 0.98)}, _solved_log_snr)
+# The reference: λ is where the logistic function is ᾱ.
+@exercise("01_log_snr", lambda g: {"alpha_bar": uniform(g, 0.01, 0.98)}, torch.logit)
 def _wrong_log_snr(bar):
     return {
         "that is the SNR; λ is its natural logarithm": bar / (1 - bar),

@@ -1,27 +1,21 @@
 """The exercises of notebook 02, parameterizations."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
-from pdlib.exercises.common import columns, diffused, exercise, noising, normal
+from pdlib.exercises.common import columns, exercise, noising, normal, rotated
 
 
-def _given(*names: str) -> Callable[[Generator], dict[str, Tensor]]:
+def _given(names: str, generator: Generator) -> dict[str, Tensor]:
     """Cases with z, α, σ and what is named between: ε, v, or heads that do not agree, whose pair does not explain z."""
-
-    def cases(generator: Generator) -> dict[str, Tensor]:
-        case = noising(generator)
-        hidden = tuple(case.values())
-        case["z"] = diffused(*hidden)
-        if "v" in names:
-            case["v"] = _slope_along_circle(*hidden)
-        if "x_head" in names:
-            case["x_head"], case["eps_head"] = normal(generator, 2, 4, 3)
-        return {name: case[name] for name in ("z", *names, "alpha", "sigma")}
-
-    return cases
+    case = noising(generator)
+    turned = rotated(*case.values())
+    case |= {"z": turned.real, "v": turned.imag}
+    if "head" in names:
+        case["x_head"], case["eps_head"] = normal(generator, 2, 4, 3)
+    return {name: case[name] for name in ("z", *names.split(), "alpha", "sigma")}
 
 
 def _unmixed(z: Tensor, other: Tensor, alpha: Tensor, sigma: Tensor, *row: Tensor) -> tuple[Tensor, ...]:
@@ -30,7 +24,7 @@ def _unmixed(z: Tensor, other: Tensor, alpha: Tensor, sigma: Tensor, *row: Tenso
     return torch.linalg.solve(mixing, torch.stack([z, other], 1)).unbind(1)
 
 
-@exercise("02_x_from_eps", _given("eps"), lambda z, eps, a, s: _unmixed(z, eps, a, s, 0 * a, 0 * a + 1)[0])
+@exercise("02_x_from_eps", partial(_given, "eps"), lambda z, eps, a, s: _unmixed(z, eps, a, s, 0 * a, 0 * a + 1)[0])
 @columns
 def _wrong_x(z, eps, a, s):
     return {
@@ -42,14 +36,7 @@ def _wrong_x(z, eps, a, s):
     }
 
 
-@columns
-def _slope_along_circle(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """dz/dφ of z = cos φ x + sin φ ε, by automatic differentiation."""
-    angle = torch.atan2(sigma, alpha).repeat(1, x.shape[1])
-    return torch.func.jvp(lambda phi: phi.cos() * x + phi.sin() * eps, (angle,), (torch.ones_like(x),))[1]
-
-
-@exercise("02_v", noising, _slope_along_circle)
+@exercise("02_v", noising, lambda *case: rotated(*case).imag)
 @columns
 def _wrong_v(x, eps, a, s):
     v = a * eps - s * x
@@ -61,7 +48,7 @@ def _wrong_v(x, eps, a, s):
     }
 
 
-@exercise("02_eps_from_v", _given("v"), lambda z, v, a, s: _unmixed(z, v, a, s, -s, a)[1])
+@exercise("02_eps_from_v", partial(_given, "v"), lambda z, v, a, s: _unmixed(z, v, a, s, -s, a)[1])
 @columns
 def _wrong_eps(z, v, a, s):
     minus = s * z - a * v
@@ -74,14 +61,12 @@ def _wrong_eps(z, v, a, s):
     }
 
 
-def _nearest_pair(z: Tensor, x_head: Tensor, eps_head: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The x̂ of the pair with α x̂ + σ ε̂ = z nearest to the two heads, by the pseudo-inverse of that one equation."""
-    equation = torch.stack([alpha, sigma], -1)[:, None]  # (4, 1, 2)
-    missing = z - alpha[:, None] * x_head - sigma[:, None] * eps_head
-    return x_head + (torch.linalg.pinv(equation) @ missing[:, None])[:, 0]
-
-
-@exercise("02_both", _given("x_head", "eps_head"), _nearest_pair)
+# The reference: of the pairs that explain z, the nearest to the two heads has their v, which is at right angles to z.
+@exercise(
+    "02_both",
+    partial(_given, "x_head eps_head"),
+    columns(lambda z, x, eps, a, s: _unmixed(z, a * eps - s * x, a, s, -s, a)[0]),
+)
 @columns
 def _wrong_pair(z, x, eps, a, s):
     rest = z - s * eps  # α times the ε head's x̂

@@ -1,22 +1,20 @@
 """The exercises of notebook 06, the teacher."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from pdlib.exercises.common import angles, bisected, exercise, uniform, whole
+from pdlib.exercises.common import angles, exercise, uniform, whole
 from pdlib.schedules import CosineSchedule
 
 
-def _mixed_pixels(alpha: Tensor, sigma: Tensor, power: Tensor) -> Tensor:
-    """The mean of (z − ε)² over x = ±√power and ε = ±1, all four pairs alike."""
-    pairs = [(x, eps) for x in (-power.sqrt(), power.sqrt()) for eps in (-1, 1)]
-    return sum((alpha * x + sigma * eps - eps).square() for x, eps in pairs) / 4
-
-
-@exercise("06_identity_loss", lambda g: {**angles(g), "power": uniform(g, 0.2, shape=())}, _mixed_pixels)
+# The reference: the mean over x = ±√power and ε = ±1, all four pairs alike.
+@exercise(
+    "06_identity_loss",
+    lambda g: {**angles(g), "power": uniform(g, 0.2, shape=())},
+    lambda a, s, power: sum((a * x * power.sqrt() + s * e - e) ** 2 for x in (-1, 1) for e in (-1, 1)) / 4,
+)
 def _wrong_pixels(a, s, power):
     x, z = a**2 * power, a**2 * power + s**2
     return {
@@ -32,8 +30,7 @@ def _wrong_pixels(a, s, power):
 def _norms_with_spikes(generator: Generator) -> dict[str, Any]:
     """Norms that rise and fall, with clusters of spikes high enough to move a mean, and among them the ends."""
     norms = uniform(generator, width=2, shape=(60,)).exp() * torch.linspace(1, 6, 60, dtype=torch.float64)
-    places = torch.randperm(60, generator=generator)[:9]
-    norms[places] *= 12 * (1 + uniform(generator, width=4, shape=(9,)))
+    norms[torch.randperm(60, generator=generator)[:9]] *= 12 * (1 + uniform(generator, width=4, shape=(9,)))
     norms[[3, -1]] = norms.max() * torch.tensor([2.0, 3.0], dtype=torch.float64)
     return {"norms": norms, "window": whole(generator, 3, 7) * 2 + 1, "factor": 5.0}
 
@@ -61,13 +58,16 @@ def _wrong_count(norms, window, factor):
 
 def _first_time_below(s: Tensor) -> Tensor:
     """The t at which the falling SNR of the cosine schedule meets s, by halving: until then it is above."""
-    schedule = CosineSchedule()
-    return bisected(lambda t: torch.div(*schedule.alpha_sigma(t)) ** 2 > s, 0 * s, 0 * s + 1)
+    t = torch.zeros_like(s)
+    for k in range(1, 60):
+        later = t + 0.5**k
+        t = torch.where(torch.div(*CosineSchedule().alpha_sigma(later)) ** 2 > s, later, t)
+    return t
 
 
 @exercise("06_heavy_tail", lambda g: {"s": uniform(g, -1, 8).exp()}, _first_time_below)
 def _wrong_share(s):
-    t = 2 / math.pi
+    t = 2 / torch.pi
     return {
         "that is where α/σ meets s; the SNR is its square, so that α/σ meets √s": t * torch.atan(1 / s),
         "that is the angle πt/2; divide by π/2 to have t": torch.atan(1 / s.sqrt()),

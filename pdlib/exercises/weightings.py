@@ -1,11 +1,10 @@
 """The exercises of notebook 04, weightings."""
 
-import math
-
 import torch
 from torch import Generator, Tensor
 
-from pdlib.exercises.common import angles, exercise, losses, uniform, whole
+from pdlib.exercises.common import angles, decimal, exercise, losses, uniform, whole
+from pdlib.grids import Grid
 
 
 @exercise("04_v_loss_weight", angles, lambda a, s: losses(a, s)["v"] / losses(a, s)["x"])
@@ -52,20 +51,16 @@ def _wrong_discretised(snr):
     }
 
 
-def _steps_and_gamma(generator: Generator) -> dict[str, float]:
-    return {"steps": whole(generator, 2, 9), "gamma": round(1 + 7 * torch.rand(1, generator=generator).item(), 2)}
-
-
 def _min_snr_shares(steps: int, gamma: float) -> Tensor:
-    """By α² = (1 + cos πt)/2 and σ² = (1 − cos πt)/2, step by step."""
-    cosines = [math.cos(math.pi * i / steps) for i in range(1, steps + 1)]
-    weights = [min((1 + c) / (1 - c), gamma) for c in cosines]
-    return torch.tensor([w / sum(weights) for w in weights], dtype=torch.float64)
+    """By α² = (1 + cos πt)/2 and σ² = (1 − cos πt)/2."""
+    cosine = torch.cos(torch.pi * Grid(steps).times)
+    w = ((1 + cosine) / (1 - cosine)).clamp(max=gamma)
+    return w / w.sum()
 
 
-@exercise("04_shares", _steps_and_gamma, _min_snr_shares)
+@exercise("04_shares", lambda g: {"steps": whole(g, 2, 9), "gamma": decimal(g, 1, 7, 2)}, _min_snr_shares)
 def _wrong_shares(steps, gamma):
-    snr = torch.tan(math.pi / 2 * torch.arange(steps + 1, dtype=torch.float64) / steps) ** -2  # at i = 0 … N
+    snr = torch.tan(torch.pi / 2 * torch.arange(steps + 1, dtype=torch.float64) / steps) ** -2  # at i = 0 … N
     w = snr.clamp(max=gamma)
     low = w[:-1] / w[:-1].sum()
     least, root = snr[1:].clamp(min=gamma), snr[1:].sqrt().clamp(max=gamma)
@@ -77,7 +72,3 @@ def _wrong_shares(steps, gamma):
         "γ is the largest weight, not the smallest: min(SNR, γ)": least / least.sum(),
         "the SNR is α²/σ², the square of cot(πt/2)": root / root.sum(),
     }
-
-
-def _steps_and_gamma(generator: Generator) -> dict[str, float]:
-    return {"steps": whole(generator, 2, 9), "gamma": round(1 + 7 * torch.rand(1, generator=generator).item(), 2)}

@@ -1,22 +1,17 @@
 """The exercises of notebook 03, the target x̃."""
 
-import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from pdlib.denoiser import DenoiserLike
 from pdlib.exact import MixtureDenoiser
-from pdlib.exercises.common import columns, exercise, normal, uniform, whole
-from pdlib.sampling import ddim_step
+from pdlib.exercises.common import columns, exercise, normal, rotated, uniform, whole
 from pdlib.schedules import CosineSchedule
 
 
 def _student_step(generator: Generator) -> dict[str, int]:
-    """One of the student's steps: i of N."""
     steps = whole(generator, 2, 9)
     return {"i": whole(generator, 1, steps + 1), "steps": steps}
 
@@ -33,32 +28,23 @@ def _wrong_times(i, steps):
     return {hint: tuple(k / steps for k in numbers) for hint, numbers in counted.items()}
 
 
-def _one_step(*names: str) -> Callable[[Generator], dict[str, Tensor]]:
-    """Cases of two tensors, and α and σ of a step's start and end: among the starts is α = 0, among the ends σ = 0."""
-
-    def cases(generator: Generator) -> dict[str, Tensor]:
-        pair = normal(generator, 2, 4, 3)
-        start = torch.tensor([0.3, 0.8, 1.2, math.pi / 2]) + uniform(generator, width=0.1)
-        end = start * uniform(generator, 0.3, 0.5)
-        start[3], end[0] = math.pi / 2, 0.0
-        return dict(zip(names, (*pair, start.cos(), start.sin(), end.cos(), end.sin()), strict=True))
-
-    return cases
+def _one_step(names: str, generator: Generator) -> dict[str, Tensor]:
+    """Two tensors, and α and σ of a step's start and end: among the starts is α = 0, among the ends σ = 0."""
+    pair = normal(generator, 2, 4, 3)
+    start = torch.tensor([0.3, 0.8, 1.2, torch.pi / 2]) + uniform(generator, width=0.1)
+    end = start * uniform(generator, 0.3, 0.5)
+    start[3], end[0] = torch.pi / 2, 0.0
+    return dict(zip(names.split(), (*pair, start.cos(), start.sin(), end.cos(), end.sin()), strict=True))
 
 
 @columns
-def _rotated(z: Tensor, x_hat: Tensor, alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> Tensor:
-    """A DDIM step as a turn by φ_t − φ_s."""
-    return _turned(z, x_hat, torch.atan2(sigma_t, alpha_t), torch.atan2(sigma_s, alpha_s))
+def _ddim(z: Tensor, x_hat: Tensor, alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> Tensor:
+    """A DDIM step as a turn by φ_t − φ_s: cos(φ_t − φ_s) z − sin(φ_t − φ_s) v̂."""
+    turn = torch.atan2(sigma_t, alpha_t) - torch.atan2(sigma_s, alpha_s)
+    return turn.cos() * z - turn.sin() * (alpha_t * z - x_hat) / sigma_t
 
 
-def _turned(z: Tensor, x_hat: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """cos(φ_t − φ_s) z − sin(φ_t − φ_s) v̂."""
-    v_hat = (start.cos() * z - x_hat) / start.sin()
-    return (start - end).cos() * z - (start - end).sin() * v_hat
-
-
-@exercise("03_ddim_step", _one_step("z", "x_hat", "alpha_t", "sigma_t", "alpha_s", "sigma_s"), _rotated)
+@exercise("03_ddim_step", partial(_one_step, "z x_hat alpha_t sigma_t alpha_s sigma_s"), _ddim)
 @columns
 def _wrong_z_s(z, x, a, s, a_s, s_s):
     squares = a_s**2 * x + (s_s / s) ** 2 * (z - a**2 * x)
@@ -73,11 +59,11 @@ def _wrong_z_s(z, x, a, s, a_s, s_s):
 
 def _aimed(z: Tensor, z_end: Tensor, *angles: Tensor) -> Tensor:
     """Two trial shots, at x̂ = 0 and x̂ = 1; where a step lands is a straight line in x̂."""
-    from_0, from_1 = (_rotated(z, torch.full_like(z, x), *angles) for x in (0.0, 1.0))
+    from_0, from_1 = (_ddim(z, torch.full_like(z, x), *angles) for x in (0.0, 1.0))
     return (z_end - from_0) / (from_1 - from_0)
 
 
-@exercise("03_x_tilde", _one_step("z", "z_end", "alpha", "sigma", "alpha_end", "sigma_end"), _aimed)
+@exercise("03_x_tilde", partial(_one_step, "z z_end alpha sigma alpha_end sigma_end"), _aimed)
 @columns
 def _wrong_x_tilde(z, end, a, s, a_end, s_end):
     r = s_end / s
@@ -96,9 +82,9 @@ class _RandomMixture(MixtureDenoiser):
 
     def __init__(self, generator: Generator, components: int):
         means = normal(generator, components, 2)
-        sizes = uniform(generator, 0.05, 0.2, (components, 1, 1))
+        covariances = uniform(generator, 0.05, 0.2, (components, 1, 1)) * torch.eye(2, dtype=torch.float64)
         weights = torch.full((components,), 1 / components, dtype=torch.float64)
-        super().__init__(weights, means, sizes * torch.eye(2, dtype=torch.float64), CosineSchedule())
+        super().__init__(weights, means, covariances, CosineSchedule())
 
     def __repr__(self) -> str:
         return f"the exact denoiser of {len(self.components)} Gaussians in the plane"
@@ -107,23 +93,10 @@ class _RandomMixture(MixtureDenoiser):
 def _batch(generator: Generator) -> dict[str, Any]:
     """A batch for algorithm 2, t'' = 0 left out: some of the mistakes are not finite there."""
     student, teacher = _RandomMixture(generator, 2), _RandomMixture(generator, 3)
-    x, eps = normal(generator, 2, 4, 2)
-    steps = whole(generator, 2, 7)
+    (x, eps), steps = normal(generator, 2, 4, 2), whole(generator, 2, 7)
     i = torch.randint(2, steps + 1, (4,), generator=generator, dtype=torch.float64)
     i[0] = steps
     return {"student": student, "teacher": teacher, "x": x, "eps": eps, "t": i / steps, "steps": steps}
-
-
-def _by_turns(student: DenoiserLike, teacher: DenoiserLike, x: Tensor, eps: Tensor, t: Tensor, steps: int) -> Tensor:
-    """Algorithm 2 all in angles; and the weight as the larger of the x loss and the ε loss."""
-    times = [t - k / (2 * steps) for k in range(3)]
-    first, second, third = (teacher.schedule.angle(time)[:, None] for time in times)
-    z = first.cos() * x + first.sin() * eps
-    z_mid = _turned(z, teacher(z, times[0]), first, second)
-    z_end = _turned(z_mid, teacher(z_mid, times[1]), second, third)
-    v_tilde = ((first - third).cos() * z - z_end) / (first - third).sin()
-    miss = first.cos() * z - first.sin() * v_tilde - student(z, t)
-    return torch.maximum(miss.square().mean(1), (miss / first.tan()).square().mean(1)).mean()
 
 
 _SLIPS = {
@@ -140,27 +113,25 @@ _SLIPS = {
 }
 
 
-def _slipped(slip, student, teacher, x, eps, t, steps):
-    """Algorithm 2 as written in the paper, with one thing wrong."""
-    schedule, step = teacher.schedule, (1 if slip == "long steps" else 0.5) / steps
+def _loss(slip, student, teacher, x, eps, t, steps):
+    """Algorithm 2, made of what is above, with one thing wrong if ``slip`` is one of those."""
+    step = (1 if slip == "long steps" else 0.5) / steps
     t_mid, t_end = t - step, (t - 2 * step).clamp(min=0)
     if slip == "swapped":
         t_mid, t_end = t_end, t_mid
-    alpha, sigma = (value[:, None] for value in schedule.alpha_sigma(t))
-    alpha_end, sigma_end = (value[:, None] for value in schedule.alpha_sigma(t_mid if slip == "t' for t''" else t_end))
-    z = x if slip == "clean input" else alpha * x + sigma * eps
+    start, middle, end = map(teacher.schedule.alpha_sigma, (t, t_mid, t_end))
+    z = x if slip == "clean input" else rotated(x, eps, *start).real
     x_hat = teacher(z, t)
-    z_mid = ddim_step(z, x_hat, t, t_mid, schedule)
+    z_mid = _ddim(z, x_hat, *start, *middle)
     x_mid = x_hat if slip == "asked once" else teacher(z_mid, t_mid)
-    z_end = ddim_step(z_mid, x_mid, t_mid, t_end, schedule)
-    ratio = sigma_end / sigma
-    target = {"x": x, "x_mid": x_mid}.get(slip, (z_end - ratio * z) / (alpha_end - ratio * alpha))
-    miss = (target - student(z, t)).square()
-    miss = miss.sum(1) if slip == "sum" else miss.mean(1)
-    snr = (alpha / sigma)[:, 0] ** 2
-    return ({"no weight": 1, "snr": snr}.get(slip, snr.clamp(min=1)) * miss).mean()
+    z_end = _ddim(z_mid, x_mid, *middle, *end)
+    x_tilde = _aimed(z, z_end, *start, *(middle if slip == "t' for t''" else end))
+    miss = ({"x": x, "x_mid": x_mid}.get(slip, x_tilde) - student(z, t)).square()
+    snr = torch.div(*start) ** 2
+    w = {"no weight": 1, "snr": snr}.get(slip, snr.clamp(min=1))
+    return (w * (miss.sum(1) if slip == "sum" else miss.mean(1))).mean()
 
 
-@exercise("03_algorithm_2", _batch, _by_turns)
+@exercise("03_algorithm_2", _batch, partial(_loss, ""))
 def _wrong_loss(*batch):
-    return {hint: partial(_slipped, slip, *batch) for slip, hint in _SLIPS.items()}
+    return {hint: partial(_loss, slip, *batch) for slip, hint in _SLIPS.items()}

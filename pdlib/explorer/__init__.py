@@ -9,17 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "state": [
-            "CHOICES",
-            "LABELS",
-            "RANGES",
-            "ExplorerState",
-            "KnobError",
-            "from_dict",
-            "from_query",
-            "problems",
-            "to_query",
-        ],
+        "state": ["CHOICES", "LABELS", "RANGES", "ExplorerState", "from_dict", "from_query", "problems", "to_query"],
         "figures": ["Figures", "compute"],
         "lines": ["python_lines", "run_line"],
         "presets": ["PRESETS"],

@@ -27,10 +27,10 @@ class Figures:
     log_snr: Tensor
     density: Tensor
     """p = −1/λ′, how densely evenly drawn times fall on the λ axis."""
-    plain: Tensor
-    """w(t) without its clip."""
     w: Tensor
     """w(t) as it is used."""
+    plain: Tensor
+    """w(t) without its clip."""
     step_t: Tensor
     """The sampler's grid i/N, shape (N,); so are all that follow."""
     step_alpha: Tensor
@@ -56,41 +56,31 @@ def compute(state: ExplorerState) -> Figures:
     Raises:
         ValueError: where :func:`problems` finds something, with its lines.
     """
-    wrong = problems(state)
-    if wrong:
+    if wrong := problems(state):
         raise ValueError("; ".join(dict.fromkeys(wrong.values())))
     schedule, weighting = state.noise_schedule, state.loss_weighting
-    t, step_t = Grid(state.T).times, Grid(state.N).times
-    alpha, sigma = schedule.alpha_sigma(t)
-    step_alpha, step_sigma = schedule.alpha_sigma(step_t)
-    step_w = weight(weighting, schedule, step_t)
-    total = step_w.sum()
-    share = step_w / total if total > 0 else torch.zeros_like(step_w)
-    eps_amplification = step_sigma / step_alpha
-    own = {"x": torch.ones_like(step_t), "eps": eps_amplification, "v": step_sigma, "both": step_sigma}
+
+    def along(t: Tensor) -> dict[str, Tensor]:
+        alpha, sigma = schedule.alpha_sigma(t)
+        density, w = Density()(schedule, t), weight(weighting, schedule, t)
+        return {"t": t, "alpha": alpha, "sigma": sigma, "log_snr": schedule.log_snr(t), "density": density, "w": w}
+
+    fine, steps = along(Grid(state.T).times), along(Grid(state.N).times)
+    t, alpha, sigma, w = (steps[name] for name in ("t", "alpha", "sigma", "w"))
+    share = w / (w.sum() or 1)
+    own = {"x": torch.ones_like(t), "eps": sigma / alpha, "v": sigma, "both": sigma}
     # x̃ = (z'' − (σ''/σ) z) / (α'' − (σ''/σ) α), notebook 03's last line, is linear in z''.
-    alpha_end, sigma_end = schedule.alpha_sigma(step_t - 1 / state.N)
-    sensitivity = 1 / (alpha_end - sigma_end / step_sigma * step_alpha)
+    alpha_end, sigma_end = schedule.alpha_sigma(t - 1 / state.N)
     return Figures(
-        state=state,
-        t=t,
-        alpha=alpha,
-        sigma=sigma,
-        log_snr=schedule.log_snr(t),
-        density=Density()(schedule, t),
-        plain=weight(replace(state, clip_min=None, clip_max=None).loss_weighting, schedule, t),
-        w=weight(weighting, schedule, t),
-        step_t=step_t,
-        step_alpha=step_alpha,
-        step_sigma=step_sigma,
-        step_log_snr=schedule.log_snr(step_t),
-        step_density=Density()(schedule, step_t),
-        step_w=step_w,
+        state,
+        **fine,
+        **{f"step_{name}": values for name, values in steps.items()},
+        plain=weight(replace(state, clip_min=None, clip_max=None).loss_weighting, schedule, fine["t"]),
         share=share,
         dead=share < state.threshold / state.N,
-        eps_amplification=eps_amplification,
+        eps_amplification=own["eps"],
         own_amplification=own[state.prediction],
-        sensitivity=sensitivity,
+        sensitivity=1 / (alpha_end - sigma_end / sigma * alpha),
     )
 
 
@@ -116,26 +106,23 @@ def say_share(f: Figures) -> str:
     if f.step_w.sum() == 0:
         return f"at N = {N}, the loss is always 0: no step gets any weight"
     if dead == 0:
-        lowest = int(f.share.argmin())
-        part = f.share[lowest].item()
-        size = f"{part:.2%} of the weight, {_number(part * N)} times the fair share".replace("%", " %")
-        return f"at N = {N}, no step is dead: the smallest share is {size}, at {_time(f, lowest)}"
-    times = [f"{f.step_t[i]:.{_decimals(N)}f}" for i in f.dead.nonzero().flatten().tolist()]
-    shown = ", ".join(times if len(times) <= 4 else [*times[:2], "…", times[-1]])
+        part, at = f.share.min().item(), _time(f, int(f.share.argmin()))
+        size = f"{part * 100:.2f} % of the weight, {_number(part * N)} times the fair share"
+        return f"at N = {N}, no step is dead: the smallest share is {size}, at t = {at}"
+    times = [_time(f, i) for i in f.dead.nonzero().flatten().tolist()]
+    shown = ", ".join(times if dead <= 4 else [*times[:2], "…", times[-1]])
+    get, together = ("gets", "") if dead == 1 else ("get", " together")
     part = f"{f.share[f.dead].sum() * 100:.1f} %"
-    if dead == 1:
-        return f"at N = {N}, 1 of {N} steps gets {part} of the weight: t = {shown}"
-    return f"at N = {N}, {dead} of {N} steps get {part} of the weight together: t = {shown}"
+    return f"at N = {N}, {dead} of {N} steps {get} {part} of the weight{together}: t = {shown}"
 
 
 def say_amplification(f: Figures) -> str:
     """How far an error of the network is magnified in x̂."""
     worst = int(f.eps_amplification.argmax())
     size = f.eps_amplification[worst].item()
+    said = f"an ε error is magnified most at t = {_time(f, worst)}: {_number(size)} times"
     if math.isinf(size):
-        said = f"an ε error is magnified without bound at {_time(f, worst)}, where α = 0"
-    else:
-        said = f"an ε error is magnified most at {_time(f, worst)}: {_number(size)} times"
+        said = f"an ε error is magnified without bound at t = {_time(f, worst)}, where α = 0"
     if f.state.prediction == "eps":
         return said
     name = {"x": "an error in x", "v": "an error in v", "both": "errors in x and ε of one size"}[f.state.prediction]
@@ -145,22 +132,15 @@ def say_amplification(f: Figures) -> str:
 def say_sensitivity(f: Figures) -> str:
     """How far an error in z at t″ is magnified in x̃."""
     worst = int(f.sensitivity.argmax())
-    size = _number(f.sensitivity[worst].item())
-    most = f"is magnified most at {_time(f, worst)}: {size} times"
+    most = f"is magnified most at t = {_time(f, worst)}: {_number(f.sensitivity[worst].item())} times"
     return f"an error where the teacher's two steps end, at t″ = t − 1/N, {most}"
 
 
-def _decimals(N: int) -> int:
-    """Digits after the point that tell the times i/N apart."""
-    return 2 if N <= 64 else 4
-
-
 def _time(f: Figures, index: int) -> str:
-    return f"t = {f.step_t[index]:.{_decimals(f.state.N)}f}"
+    """A time i/N, with as many digits as tell it from the next."""
+    return f"{f.step_t[index]:.{2 if f.state.N <= 64 else 4}f}"
 
 
 def _number(value: float) -> str:
     """A figure as it is read: two decimals, or three digits where it is very large or small."""
-    if value == 0 or 0.01 <= abs(value) < 1e4:
-        return f"{value:,.2f}"
-    return f"{value:.3g}"
+    return f"{value:,.2f}" if value == 0 or 0.01 <= value < 1e4 else f"{value:.3g}"

@@ -12,14 +12,14 @@ __all__ = ["python_lines", "run_line"]
 
 def python_lines(state: ExplorerState) -> str:
     """Python that trains a network with this schedule, prediction and weighting at the N times of the grid."""
-    options = {"log_snr_min": state.log_snr_min, "log_snr_max": state.log_snr_max}
-    options |= {"zero_terminal": state.zero_terminal or None, "T": state.T if _has_T(state) else None}
+    T = state.T if isinstance(state.noise_schedule, DiscreteSchedule) else None
+    ends = {"log_snr_min": state.log_snr_min, "log_snr_max": state.log_snr_max}
     weighting = _weighting_code(state.loss_weighting)
     names = {"Clean", "Denoiser", "Grid", "Objective", "TrainingSettings", "UNet", "fit", "load_data", "make_schedule"}
     names |= {name for name in ("Clipped", "Density") if f"{name}(" in weighting}
     return f"""from pdlib import {", ".join(sorted(names))}
 
-schedule = {_call("make_schedule", f'"{state.schedule}"', **options)}
+schedule = {_call("make_schedule", f'"{state.schedule}"', **ends, zero_terminal=state.zero_terminal or None, T=T)}
 objective = Objective(Clean(), Grid({state.N}), {weighting})
 network = UNet(1, {output_channels(state.prediction, 1)})
 denoiser = Denoiser(network, "{state.prediction}", schedule, grid=Grid({state.N}))
@@ -37,16 +37,11 @@ def _call(name: str, first: str, **options: object) -> str:
     return f"{name}({', '.join([first, *given])})"
 
 
-def _has_T(state: ExplorerState) -> bool:
-    """Whether the schedule is made for T steps."""
-    return isinstance(state.noise_schedule, DiscreteSchedule)
-
-
 def run_line(state: ExplorerState) -> str:
     """The command that runs a chain down to N steps with these settings, or a comment on why no run has them."""
     if state.weighting == "log_snr_density":
         return "# no run: a run weights its N steps with the density as on N steps, not on T; use the Python lines"
-    if _has_T(state) and state.T != 1000:
+    if isinstance(state.noise_schedule, DiscreteSchedule) and state.T != 1000:
         return f"# no run: the discrete schedules of a run have T = 1000, not {state.T}; use the Python lines"
     if (state.log_snr_min or 0) > 0 or (state.log_snr_max or 0) < 0:
         return "# no run: a run has its λ_min at 0 or below, and its λ_max at 0 or above; use the Python lines"
@@ -55,16 +50,8 @@ def run_line(state: ExplorerState) -> str:
         name += "_zero_terminal"
     elif state.zero_terminal and state.log_snr_min is not None:
         return "# no run: zero terminal SNR takes λ_min back; switch one of them off"
-    settings = {
-        "schedule": name,
-        "log_snr_min": state.log_snr_min,
-        "log_snr_max": state.log_snr_max,
-        "prediction": state.prediction,
-        "weighting": state.weighting.removesuffix("_of_steps"),
-        "clip_min": state.clip_min,
-        "clip_max": state.clip_max,
-        "steps": max(64, 2 * state.N),
-        "end_steps": state.N,
-    }
-    chosen = [f"--set {key}={plain(value)}" for key, value in settings.items() if value is not None]
-    return " ".join(["pdlib run", *chosen])
+    shared = ("schedule", "log_snr_min", "log_snr_max", "prediction", "weighting", "clip_min", "clip_max")
+    chosen = {knob: getattr(state, knob) for knob in shared}
+    chosen |= {"schedule": name, "weighting": state.weighting.removesuffix("_of_steps")}
+    chosen |= {"steps": max(64, 2 * state.N), "end_steps": state.N}
+    return "pdlib run " + " ".join(f"--set {key}={plain(value)}" for key, value in chosen.items() if value is not None)

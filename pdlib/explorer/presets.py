@@ -20,10 +20,7 @@ _SHORT = {
 }
 
 PRESETS: dict[str, dict[str, ExplorerState]] = {
-    "The notes": {
-        "4 steps": _NOTES,
-        "4 steps, clipped at 1": replace(_NOTES, clip_min=1.0, scale="log"),
-    },
+    "The notes": {"4 steps": _NOTES, "4 steps, clipped at 1": replace(_NOTES, clip_min=1.0, scale="log")},
     "Notebook 04": {
         "SNR": ExplorerState(weighting="snr", N=4),
         "truncated SNR": ExplorerState(weighting="truncated_snr", N=4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from pdlib.files import unknown
@@ -12,17 +13,7 @@ from pdlib.grids import Grid
 from pdlib.schedules import Schedule, make_schedule
 from pdlib.weightings import Clipped, Density, Weighting
 
-__all__ = [
-    "CHOICES",
-    "LABELS",
-    "RANGES",
-    "ExplorerState",
-    "KnobError",
-    "from_dict",
-    "from_query",
-    "problems",
-    "to_query",
-]
+__all__ = ["CHOICES", "LABELS", "RANGES", "ExplorerState", "from_dict", "from_query", "problems", "to_query"]
 
 CHOICES: dict[str, dict[str, str]] = {
     "schedule": {
@@ -47,32 +38,28 @@ CHOICES: dict[str, dict[str, str]] = {
 }
 """The values of each knob that offers a choice, and what they are called on the screen."""
 
-LABELS = {
-    "N": "steps N",
-    "weighting": "weighting",
-    "clip_min": "clip minimum",
-    "clip_max": "clip maximum",
-    "schedule": "schedule",
-    "zero_terminal": "rescale to zero terminal SNR",
-    "log_snr_min": "λ_min (at t = 1)",
-    "log_snr_max": "λ_max (at t = 0)",
-    "prediction": "network predicts",
-    "T": "T, steps of the curve and of the discrete schedules",
-    "threshold": "dead below this part of the fair share",
-    "axis": "axis",
-    "scale": "heights of panels 2, 4 and 5",
+KNOBS: dict[str, dict[str, Any]] = {
+    "N": dict(label="steps N", kind="power", min=1, max=1024, step=1),
+    "weighting": dict(label="weighting", kind="choice", options=[*CHOICES["weighting"].items()]),
+    "clip_min": dict(label="clip minimum", kind="optional log", min=1e-4, max=1e4, step=0.05, start=1),
+    "clip_max": dict(label="clip maximum", kind="optional log", min=1e-4, max=1e4, step=0.05, start=5),
+    "schedule": dict(label="schedule", kind="choice", options=[*CHOICES["schedule"].items()]),
+    "zero_terminal": dict(label="rescale to zero terminal SNR", kind="switch"),
+    "log_snr_min": dict(label="λ_min (at t = 1)", kind="optional", min=-30, max=30, step=0.5, start=-20),
+    "log_snr_max": dict(label="λ_max (at t = 0)", kind="optional", min=-30, max=30, step=0.5, start=20),
+    "prediction": dict(label="network predicts", kind="choice", options=[*CHOICES["prediction"].items()]),
+    "T": dict(label="T, steps of the curve and of the discrete schedules", kind="number", min=1, max=4096, step=1),
+    "threshold": dict(label="dead below this part of the fair share", kind="log", min=1e-4, max=1, step=0.05),
+    "axis": dict(label="axis", kind="choice", options=[*CHOICES["axis"].items()]),
+    "scale": dict(label="heights of panels 2, 4 and 5", kind="choice", options=[*CHOICES["scale"].items()]),
 }
-"""What the knobs are called on the screen, in their order there."""
+"""The knobs in their order on the screen, and how they look there: a slider has its stops (of the exponent, if it has
+one), and where it stands when it is switched on, if it can be off."""
 
-RANGES: dict[str, tuple[float, float]] = {
-    "log_snr_min": (-30, 30),
-    "log_snr_max": (-30, 30),
-    "clip_min": (1e-4, 1e4),
-    "clip_max": (1e-4, 1e4),
-    "T": (1, 4096),
-    "N": (1, 1024),
-    "threshold": (1e-4, 1),
-}
+LABELS = {name: knob["label"] for name, knob in KNOBS.items()}
+"""What the knobs are called on the screen."""
+
+RANGES = {name: (knob["min"], knob["max"]) for name, knob in KNOBS.items() if "min" in knob}
 """The ends of each knob that takes a number."""
 
 _schedule = lru_cache(maxsize=64)(make_schedule)
@@ -147,9 +134,9 @@ def problems(state: ExplorerState) -> dict[str, str]:
     ends = [name for name in ("log_snr_min", "log_snr_max") if getattr(state, name) is not None]
     if ends and state.schedule not in ("cosine", "cosine_offset"):
         wrong("only the cosine schedules take ends of λ: switch them off, or choose cosine", *ends, "schedule")
-    elif low is not None and high is not None and high - low < 0.1:
+    elif len(ends) == 2 and high - low < 0.1:
         line = f"λ_min = {low:g} is not below λ_max = {high:g} by 0.1 or more: lower the one or raise the other"
-        wrong(line, "log_snr_min", "log_snr_max")
+        wrong(line, *ends)
     if not found and state.prediction == "eps" and state.noise_schedule.alpha_sigma(Grid(1).times)[0].item() == 0:
         line = "x̂ = (z − σ ε̂)/α divides by α = 0 at t = 1: choose v, x or both, set λ_min, or take a schedule as it is"
         wrong(line, "prediction")
@@ -173,11 +160,11 @@ def to_query(state: ExplorerState) -> str:
 def from_query(query: str) -> tuple[ExplorerState, str]:
     """The state that a link describes, and "" or a sentence that says why it is the default one instead."""
     try:
-        state = from_dict(dict(parse_qsl(query, keep_blank_values=True)))
+        given = parse_qsl(query, keep_blank_values=True)
+        state = from_dict({name: value for name, value in given if name != "theme"})  # which is the page's own
     except ValueError as error:
         return ExplorerState(), f"This link cannot be read, and the defaults are shown: {error}."
-    wrong = problems(state)
-    if wrong:
+    if wrong := problems(state):
         return ExplorerState(), f"This link has no picture, and the defaults are shown: {next(iter(wrong.values()))}."
     return state, ""
 
@@ -193,21 +180,21 @@ def from_dict(values: dict[str, object]) -> ExplorerState:
     for name, value in values.items():
         if name not in kinds:
             raise KnobError("", unknown("knob", name[:40], kinds))
-        text = str(value)[:40]
+        kind, text = kinds[name], str(value)[:40]
         try:
-            if kinds[name] == "str":
+            if kind == "str":
                 chosen[name] = text
-            elif kinds[name] == "bool":
+            elif kind == "bool":
                 chosen[name] = {"true": True, "false": False}[text.lower()]
-            elif kinds[name] == "float | None" and text.lower() in ("off", "none"):
+            elif kind == "float | None" and text.lower() in ("off", "none"):
                 chosen[name] = None
             else:
                 number = float(text)
-                if not math.isfinite(number) or (kinds[name] == "int" and not number.is_integer()):
+                if not math.isfinite(number) or (kind == "int" and not number.is_integer()):
                     raise ValueError
-                chosen[name] = int(number) if kinds[name] == "int" else number
+                chosen[name] = int(number) if kind == "int" else number
         except (KeyError, ValueError):
-            expected = {"bool": "true or false", "int": "a whole number"}.get(kinds[name], "a number")
+            expected = {"bool": "true or false", "int": "a whole number"}.get(kind, "a number")
             given = f"{text!r} is not {expected}" if text else f"nothing is given; it needs {expected}"
             raise KnobError(name, f"{LABELS[name]}: {given}") from None
     return ExplorerState(**chosen)
@@ -215,8 +202,5 @@ def from_dict(values: dict[str, object]) -> ExplorerState:
 
 def plain(value: object) -> str:
     """A knob's value as it stands in a link or a command."""
-    if value is None:
-        return "off"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    text = f"{value:.12g}" if isinstance(value, float) else str(value)
+    return {"None": "off", "True": "true", "False": "false"}.get(text, text)

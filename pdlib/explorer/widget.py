@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 import anywidget
 import traitlets
@@ -16,45 +15,10 @@ from pdlib.explorer.drawing import PANELS, STYLE, draw, picture, sentences
 from pdlib.explorer.figures import compute
 from pdlib.explorer.lines import python_lines, run_line
 from pdlib.explorer.presets import PRESETS
-from pdlib.explorer.state import (
-    CHOICES,
-    LABELS,
-    RANGES,
-    ExplorerState,
-    KnobError,
-    from_dict,
-    from_query,
-    problems,
-    to_query,
-)
-from pdlib.files import unknown
+from pdlib.explorer.state import KNOBS, ExplorerState, KnobError, from_dict, from_query, problems, to_query
+from pdlib.files import named
 
 __all__ = ["WeightingExplorer"]
-
-
-def _knobs() -> list[dict[str, Any]]:
-    """What the browser needs to know to build the controls, in their order."""
-    kinds = {  # and for a slider where it stands when it is switched on, and its stops (of the exponent, if it has one)
-        "N": ("power", 16, 1),
-        "clip_min": ("optional log", 1, 0.05),
-        "clip_max": ("optional log", 5, 0.05),
-        "zero_terminal": ("switch", 0, 0),
-        "log_snr_min": ("optional", -20, 0.5),
-        "log_snr_max": ("optional", 20, 0.5),
-        "T": ("number", 1000, 1),
-        "threshold": ("log", 0.01, 0.05),
-    }
-    knobs = []
-    for name, label in LABELS.items():
-        knob: dict[str, Any] = {"name": name, "label": label}
-        if name in CHOICES:
-            knob |= {"kind": "choice", "options": list(CHOICES[name].items())}
-        else:
-            low, high = RANGES.get(name, (0, 1))
-            kind, start, step = kinds[name]
-            knob |= {"kind": kind, "min": low, "max": high, "start": start, "step": step}
-        knobs.append(knob)
-    return knobs
 
 
 class WeightingExplorer(anywidget.AnyWidget):
@@ -73,7 +37,7 @@ class WeightingExplorer(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("widget.js")
     _css = Path(__file__).with_name("widget.css").read_text() + STYLE
-    knobs = traitlets.List(_knobs()).tag(sync=True)
+    knobs = traitlets.List([{"name": name, **knob} for name, knob in KNOBS.items()]).tag(sync=True)
     presets = traitlets.List(
         [[group, [[label, asdict(state)] for label, state in states.items()]] for group, states in PRESETS.items()]
     ).tag(sync=True)
@@ -98,13 +62,13 @@ class WeightingExplorer(anywidget.AnyWidget):
         **kwargs: Any,
     ):
         state = state or ExplorerState()
-        for what, names, known in (("knob", knobs or (), LABELS), ("panel", panels, PANELS)):
-            for name in names:
-                if name not in known:
-                    raise ValueError(unknown(what, name, known))
         self._figures, self._frozen, self._shown = compute(state), None, tuple(panels)
+        for name in self._shown:
+            named("panel", name, PANELS)
+        for name in knobs or ():
+            named("knob", name, KNOBS)
         if knobs is not None:
-            kwargs |= {"knobs": [knob for knob in _knobs() if knob["name"] in knobs], "presets": []}
+            kwargs |= {"knobs": [knob for knob in self.knobs if knob["name"] in knobs], "presets": []}
         super().__init__(controls=asdict(state), notice=notice, **kwargs)
         self._show()
         self.observe(self._turned, "controls")
@@ -114,9 +78,7 @@ class WeightingExplorer(anywidget.AnyWidget):
     @classmethod
     def from_link(cls, query: str | None = None) -> WeightingExplorer:
         """The explorer in the state of a link's query string; by default of the page that Voilà serves it on."""
-        given = os.environ.get("QUERY_STRING", "") if query is None else query
-        own = [(key, value) for key, value in parse_qsl(given, keep_blank_values=True) if key != "theme"]  # Voilà's
-        state, complaint = from_query(urlencode(own))
+        state, complaint = from_query(os.environ.get("QUERY_STRING", "") if query is None else query)
         return cls(state, complaint, on_page=os.environ.get("SERVER_SOFTWARE", "").startswith("voila"))
 
     @property
@@ -147,11 +109,10 @@ class WeightingExplorer(anywidget.AnyWidget):
 
     def _show(self) -> None:
         with self.hold_sync():
-            drawn, said = draw(self._figures, self._frozen), sentences(self._figures)
-            self.panels = {name: drawn[name] for name in self._shown}
-            self.said = {name: said[name] for name in self._shown}
-            state = self._figures.state
-            self.lines = {"python": python_lines(state), "command": run_line(state), "query": to_query(state)}
+            self.panels = draw(self._figures, self._frozen, self._shown)
+            self.said = sentences(self._figures, self._shown)
+            python, command, query = python_lines(self.state), run_line(self.state), to_query(self.state)
+            self.lines = {"python": python, "command": command, "query": query}
 
     def _asked(self, _: Any, content: Any, buffers: Any) -> None:
         if content == "picture":
@@ -162,6 +123,5 @@ class WeightingExplorer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The widget, and its picture for where no widgets are shown."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        data, metadata = super()._repr_mimebundle_(**kwargs)
         return {**data, "image/svg+xml": self.picture()}, metadata

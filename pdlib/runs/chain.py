@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pdlib.data import Data
 from pdlib.denoiser import Confined, Denoiser, DenoiserLike
 from pdlib.distillation import METHODS, convert, progressive_distillation
-from pdlib.files import digest, read_tensors, tensors_digest, write_bytes, write_tensors
+from pdlib.files import digest, read_tensors, tensors_digest, write_tensors
 from pdlib.grids import Grid
 from pdlib.networks import MLP, UNet
 from pdlib.objectives import Clean, Objective
@@ -22,48 +22,43 @@ from pdlib.training import Session, Trained, fit
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
 
-__all__ = ["given_teacher", "network_digest", "new_denoiser", "train_chain", "try_network"]
+__all__ = ["given_teacher", "network_digest", "new_denoiser", "train_chain"]
 
 
 def new_denoiser(settings: Settings, data: Data) -> Denoiser:
     """The untrained network that the settings ask for, its weights drawn from the settings' seed."""
     s, channels = settings, data.shape[0]
-    out_channels = output_channels(s.prediction, channels)
+    outputs = output_channels(s.prediction, channels)
+    unet = (s.width, s.multipliers, s.blocks, s.attention, s.heads, s.dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
-        if data.is_image:
-            network: torch.nn.Module = UNet(
-                channels, out_channels, s.width, s.multipliers, s.blocks, s.attention, s.heads, s.dropout
-            )
-        else:
-            network = MLP(channels, out_channels, s.mlp_width)
-    denoiser = Denoiser(network, s.prediction, s.noise_schedule, Grid(s.steps, s.missing), data.shape)
+        network = UNet(channels, outputs, *unet) if data.is_image else MLP(channels, outputs, s.mlp_width)
+    denoiser = Denoiser(network, s.prediction, s.noise_schedule, s.grid, data.shape)
     return denoiser.to(s.device, memory_format=torch.channels_last)
 
 
 def given_teacher(run: Run) -> Denoiser | None:
     """The teacher that the settings name, with the run's own schedule; none where it is trained, or gone since."""
-    settings = run.settings
-    if settings.teacher is None or not (Path(settings.teacher).exists() or "teacher" in run.missing):
+    s, shape = run.settings, run.data.shape
+    if s.teacher is None or not (Path(s.teacher).exists() or "teacher" in run.missing):
         return None
-    given = Denoiser.load(settings.teacher, settings.device)
-    if given.prediction != settings.prediction:
+    given = Denoiser.load(s.teacher, s.device)
+    if given.prediction != s.prediction:
         raise SettingsError(
-            f"prediction={settings.prediction!r}, but the teacher in {settings.teacher} predicts {given.prediction!r}: "
+            f"prediction={s.prediction!r}, but the teacher in {s.teacher} predicts {given.prediction!r}: "
             f"use prediction={given.prediction}"
         )
-    if given.network.config["channels"] != run.data.shape[0]:
+    if (channels := given.network.config["channels"]) != shape[0]:
         raise SettingsError(
-            f"teacher={settings.teacher!r} takes examples of {given.network.config['channels']} channels, and "
-            f"data={settings.data!r} has {run.data.shape[0]}: give the data that it was trained on"
+            f"teacher={s.teacher!r} takes examples of {channels} channels, and data={s.data!r} has {shape[0]}: "
+            "give the data that it was trained on"
         )
     if run.config.get("teacher") not in (None, network_digest(given)):
         raise SettingsError(
-            f"teacher={settings.teacher!r} has changed: folder={run.folder} was made with another; restore it, or "
-            "choose another folder; nothing was written"
+            f"teacher={s.teacher!r} has changed: folder={run.folder} was made with another; restore it, or choose "
+            "another folder; nothing was written"
         )
-    grid = Grid(settings.steps, settings.missing)
-    return Denoiser(given.network, given.prediction, settings.noise_schedule, grid, run.data.shape)
+    return Denoiser(given.network, given.prediction, s.noise_schedule, s.grid, shape)
 
 
 def network_digest(denoiser: Denoiser) -> str:
@@ -71,75 +66,49 @@ def network_digest(denoiser: Denoiser) -> str:
     return digest([denoiser.network.config, denoiser.network.state_dict()])
 
 
-def try_network(run: Run, denoiser: Denoiser) -> None:
-    """Refuse data that the network does not take."""
-    x = run.data.x[:2].to(run.settings.device)
-    try:
-        with torch.no_grad():
-            denoiser(x, torch.full((2,), 0.5, device=x.device))
-    except (ValueError, RuntimeError) as error:
-        raise SettingsError(
-            f"data={run.settings.data!r} does not fit the network: {str(error).splitlines()[0]}; resize the images, or "
-            "change multipliers, width or heads"
-        ) from error
-
-
 def train_chain(run: Run, given: Denoiser | None, session: Session) -> dict[str, Denoiser]:
     """Every network by the name of its folder: opened where it is there, trained where it is missing."""
-    s = run.settings
-    x = run.data.x.to(s.device)
-    models = {}
-
-    def objective(teacher: DenoiserLike, grid: Grid) -> Objective:
-        target = METHODS[s.method](teacher if s.clip_x is None else Confined(teacher, s.clip_x), grid)
-        return Objective(target, grid, s.loss_weighting)
-
+    x, models = run.data.x.to(run.settings.device), {}
     for part in run.parts:
-        label = replace(session, label=part)
         if part not in run.missing:
             models[part] = run.open(part)
         elif part == "teacher" and given is not None:
-            models[part] = _keep_given(run, given)
-        elif part == "teacher":
-            times = Grid(s.steps, s.missing) if s.discrete_teacher else None
-            clean = Objective(Clean(), times, s.loss_weighting)
-            models[part] = _keep(run, part, fit(new_denoiser(s, run.data), clean, x, s.teacher_training, label))
-        elif part == "converted":
-            parent = Confined(models["teacher"], s.clip_x or run.data.x.abs().max().item())
-            training = replace(s.teacher_training, updates=s.convert_updates)
-            trained = convert(parent, s.student_prediction, x, training, s.loss_weighting, label)
-            models[part] = _keep(run, part, trained)
+            source = Path(run.settings.teacher) / "training.safetensors"
+            models[part] = _keep(run, part, given, *(read_tensors(source) if source.is_file() else ()))
         else:
-            before = list(models.values())[-1]
-            (stage,) = progressive_distillation(
-                before,
-                x,
-                before.grid.halved().N,
-                s.stage_training,
-                objective=objective,
-                prediction=s.student_prediction,
-                session=session,
-            )
-            models[part] = _keep(run, part, stage.trained)
+            trained = _train(run, part, models, x, replace(session, label=part))
+            tensors = {"losses": trained.losses, "gradient_norms": trained.gradient_norms}
+            about = {"seconds": trained.seconds, "updates": len(trained.losses)}
+            models[part] = _keep(run, part, trained.ema, tensors, about)
     return models
 
 
-def _keep(run: Run, part: str, trained: Trained) -> Denoiser:
-    """Write a finished network, its config.json last, and only then drop its checkpoint."""
-    tensors = {"losses": trained.losses, "gradient_norms": trained.gradient_norms}
-    about = {"seconds": trained.seconds, "updates": len(trained.losses)}
-    write_tensors(run.folder / part / "training.safetensors", tensors, about)
-    history = tensors_digest(tensors, about)
-    trained.ema.save(run.folder / part, run=run.config.get("run"), part=part, history=history)
+def _train(run: Run, part: str, models: dict[str, Denoiser], x: torch.Tensor, session: Session) -> Trained:
+    """Train one network of the chain; ``models`` are those before it."""
+    s = run.settings
+    if part == "teacher":
+        clean = Objective(Clean(), s.grid if s.discrete_teacher else None, s.loss_weighting)
+        return fit(new_denoiser(s, run.data), clean, x, s.teacher_training, session)
+    if part == "converted":
+        parent = Confined(models["teacher"], s.clip_x or run.data.x.abs().max().item())
+        training = replace(s.teacher_training, updates=s.convert_updates)
+        return convert(parent, s.student_prediction, x, training, s.loss_weighting, session)
+
+    def objective(teacher: DenoiserLike, grid: Grid) -> Objective:
+        teacher = teacher if s.clip_x is None else Confined(teacher, s.clip_x)
+        return Objective(METHODS[s.method](teacher, grid), grid, s.loss_weighting)
+
+    *_, teacher = models.values()
+    options = {"objective": objective, "prediction": s.student_prediction, "session": session}
+    (stage,) = progressive_distillation(teacher, x, teacher.grid.halved().N, s.stage_training, **options)
+    return stage.trained
+
+
+def _keep(run: Run, part: str, denoiser: Denoiser, *history: dict[str, Any]) -> Denoiser:
+    """Write a finished network, its history if it has one, its config.json last, and only then drop its checkpoint."""
+    if history:
+        write_tensors(run.folder / part / "training.safetensors", *history)
+    checksum = tensors_digest(*history) if history else None
+    denoiser.save(run.folder / part, run=run.config.get("run"), part=part, history=checksum)
     (run.folder / f"{part}.checkpoint").unlink(missing_ok=True)
-    return trained.ema
-
-
-def _keep_given(run: Run, given: Denoiser) -> Denoiser:
-    """Copy a given teacher into the run, with its history where it has one."""
-    source, checksum = Path(run.settings.teacher) / "training.safetensors", None
-    if source.is_file():
-        checksum = tensors_digest(*read_tensors(source))
-        write_bytes(run.folder / "teacher" / source.name, source.read_bytes())
-    given.save(run.folder / "teacher", run=run.config.get("run"), part="teacher", history=checksum)
-    return given
+    return denoiser

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-import pdlib
+import pdlib.runs
 
 __all__ = ["kept", "main"]
 
@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 1 for a diagnosis, 2 for bad input, 130 when interrupted."""
+    """Run the command; returns its exit code: 0, 1 for a diagnosis, 2 for bad input. See also ``pdlib.__main__``."""
     parser = _Parser(prog="pdlib", description="Progressive distillation of diffusion models.")
     parser.add_argument("--version", action="version", version=f"pdlib {pdlib.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
@@ -62,9 +62,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         return globals()[f"_{chosen.command}"](chosen) or 0
-    except KeyboardInterrupt:
-        print(f"pdlib: stopped{kept()}", file=sys.stderr)
-        return 130
     except Exception as error:
         if os.environ.get("PDLIB_DEBUG") or isinstance(error, BrokenPipeError):
             raise
@@ -98,26 +95,20 @@ def _path(text: str) -> Path:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    from pdlib.runs.settings import make_settings, parse_setting
-
-    texts = dict(map(parse_setting, chosen.set)) | ({} if chosen.data is None else {"data": chosen.data})
-    settings = make_settings(chosen.preset, **texts)
-    from pdlib.runs import report
-    from pdlib.runs.run import default_folder
-
+    parsed = map(pdlib.runs.settings.parse_setting, chosen.set)
+    texts = dict(parsed) | ({} if chosen.data is None else {"data": chosen.data})
+    settings = pdlib.runs.make_settings(chosen.preset, **texts)
     overrides = {name: getattr(settings, name) for name in texts}
-    _at_work[:] = [chosen.folder or default_folder(chosen.preset, **overrides)]
-    print(report.run(chosen.preset, _at_work[0], **overrides))
+    _at_work[:] = [chosen.folder or pdlib.runs.default_folder(chosen.preset, **overrides)]
+    print(pdlib.runs.report.run(chosen.preset, _at_work[0], **overrides))
 
 
 def _opened(folder: Path) -> tuple[pdlib.runs.Run | None, str | None]:
     """The run that a folder is, or is one network of, and that network's name; no run for a denoiser on its own."""
-    from pdlib.runs.run import load_run
-
     if not (folder / "model.safetensors").is_file():
-        return load_run(folder), None
+        return pdlib.runs.load_run(folder), None
     above = folder.absolute().parent
-    return load_run(above) if (above / "config.json").is_file() else None, folder.absolute().name
+    return pdlib.runs.load_run(above) if (above / "config.json").is_file() else None, folder.absolute().name
 
 
 def _sample(chosen: argparse.Namespace) -> None:
@@ -152,9 +143,7 @@ def _sample(chosen: argparse.Namespace) -> None:
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:
-    from pdlib.runs.run import load_run
-
-    run = load_run(chosen.folder)
+    run = pdlib.runs.load_run(chosen.folder)
     if not run.finished:
         raise ValueError(f"{chosen.folder} is not finished: start the same run again to go on with it")
     curves = run.metrics["curves"]
@@ -171,14 +160,12 @@ def _with_error(value: float | None, error: float | None) -> str:
 
 
 def _diagnose(chosen: argparse.Namespace) -> int:
-    from pdlib.runs.run import diagnose_run
-
     run, part = _opened(chosen.folder)
     if run is None:
         findings = {part: pdlib.diagnose(pdlib.Denoiser.load(chosen.folder))}
     elif part is not None:
         findings = {part: run.diagnose(part)}
-    elif not (findings := diagnose_run(run)):
+    elif not (findings := pdlib.runs.diagnose_run(run)):
         raise ValueError(f"{chosen.folder} holds no finished network yet: start the same run again to go on with it")
     for part, found in findings.items():
         print("\n".join(f"{part}: {finding}" for finding in found or ["healthy"]))

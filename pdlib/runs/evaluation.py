@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+import pdlib
 from pdlib.denoiser import Denoiser
 from pdlib.files import write_json
 from pdlib.grids import Grid
@@ -28,72 +30,66 @@ __all__ = ["evaluate", "machine", "peak_memory_mb"]
 
 
 def evaluate(run: Run, models: dict[str, Denoiser], progress: bool = True) -> dict[str, Any]:
-    """Measure every curve at every number of steps, and write ``metrics.json`` as it goes.
+    """Measure every curve at every number of steps, and write ``metrics.json`` as it goes. Its fields:
 
-    Its fields:
-
-    ``complete``
-        whether every figure below is there.
-    ``curves``
-        by name and N, as far as the settings ask for them: ``distilled`` (the student made for N
-        steps; at the teacher's N the teacher, or what it was converted to), ``ddim`` (the undistilled
-        teacher) and ``stochastic`` (the teacher with ancestral steps). Each metric stands as ``[value,
-        standard error over noise seeds]``; ``frechet_distance_left_out`` is that distance with one
-        noise seed left out at a time; ``ratio`` the same distance over the teacher's by DDIM at its
-        own N (over the first of ``distilled`` where ``ddim`` is not asked for), with
-        ``ratio_standard_error``; and then ``seconds_per_image``, the median over noise seeds.
-    ``floor``
-        each metric of real against real, see :func:`pdlib.metrics.sampling_floor`, in the same form.
-    ``images``, ``real_images``
-        how many generated and how many real images each is computed from.
-    ``training``
-        for each network: ``seconds``, ``updates``, and the mean loss of the last tenth of them.
-    ``seconds``
-        of each part of the run.
-    ``peak_memory_mb``
-        the most memory the process held.
-    ``settings``, ``run``, ``versions``, ``machine``
-        what was run, the digest of that, with what, and on what.
+    - ``complete``: whether every figure below is there.
+    - ``curves``: by name and N, as far as the settings ask for them: ``distilled`` (the student made for N steps; at
+      the teacher's N the teacher, or what it was converted to), ``ddim`` (the undistilled teacher) and ``stochastic``
+      (the teacher with ancestral steps). Each metric stands as ``[value, standard error over noise seeds]``;
+      ``frechet_distance_left_out`` is that distance with one noise seed left out at a time; ``ratio`` the same
+      distance over the teacher's by DDIM at its own N (over the first of ``distilled`` where ``ddim`` is not asked
+      for), with ``ratio_standard_error``; and then ``seconds_per_image``, the median over noise seeds.
+    - ``floor``: each metric of real against real, see :func:`pdlib.metrics.sampling_floor`, in the same form.
+    - ``images``, ``real_images``: how many generated and how many real images each is computed from.
+    - ``training``: for each network ``seconds``, ``updates``, and the mean loss of the last tenth of them.
+    - ``seconds``: of each part of the run.
+    - ``peak_memory_mb``: the most memory the process held.
+    - ``settings``, ``run``, ``versions``, ``machine``: what was run, the digest of that, with what, and on what.
     """
-    settings, data = run.settings, run.data
+    settings, data, path = run.settings, run.data, run.folder / "metrics.json"
     network = feature_network(data, progress=progress)
-    path = run.folder / "metrics.json"
     metrics = run.metrics if path.is_file() else {"complete": False, "curves": {}, "run": run.config.get("run")}
-    curves = {name: metrics["curves"].get(name, {}) for name in settings.curves}
-    metrics["curves"] = curves
+    curves = metrics["curves"] = {name: metrics["curves"].get(name, {}) for name in settings.curves}
     jobs = [(name, steps) for name in settings.curves for steps in settings.evaluated_steps]
-    total = sum(steps for name, steps in jobs if str(steps) not in curves[name])
-    with tqdm(total=total, desc="evaluate", unit="step", disable=not progress) as bar:
-        for name, steps in jobs:
-            if str(steps) in curves[name]:
-                continue
-            part = run.part(steps).name if name == "distilled" else "teacher"
-            if name == "ddim" and run.part(steps).name == "teacher":  # the same sampler on the same network
+    missing = [(name, steps) for name, steps in jobs if str(steps) not in curves[name]]
+    with tqdm(total=sum(steps for _, steps in missing), desc="evaluate", unit="step", disable=not progress) as bar:
+        for name, steps in missing:
+            own = run.part(steps).name
+            if name == "ddim" and own == "teacher":  # the same sampler on the same network
                 curves[name][str(steps)] = curves["distilled"][str(steps)] | {"seconds": 0.0}
             else:
                 bar.set_postfix(curve=name, steps=steps)
+                model = models[own if name == "distilled" else "teacher"]
                 variance = settings.sampler_variance if name == "stochastic" else None
-                curves[name][str(steps)] = _evaluate_one(run, network, models[part], steps, variance)
+                curves[name][str(steps)] = _evaluate_one(run, network, model, steps, variance)
             bar.update(steps)
             write_json(path, metrics)
     base = curves.get("ddim", curves["distilled"])[str(settings.steps)]
     for name, steps in jobs:
         _add_ratio(curves[name][str(steps)], base)
     floor = sampling_floor(network, data.x, settings.noise_seeds, settings.images_per_seed)
-    metrics["floor"] = {name: list(found[:2]) for name, found in floor.items()}
-    metrics["images"] = settings.noise_seeds * settings.images_per_seed
-    metrics["real_images"] = len(data.x)
-    metrics["training"] = {part: _training_summary(run, part) for part in run.parts}
-    seconds = {name: sum(entry.pop("seconds", 0.0) for entry in curve.values()) for name, curve in curves.items()}
-    metrics["seconds"] = {
-        "teacher": metrics["training"]["teacher"]["seconds"],
-        "students": sum(metrics["training"][part]["seconds"] for part in run.parts[1:]),
-        "evaluation": sum(seconds.values()),
+    training = {}
+    for part in run.parts:
+        tensors, about = run.history(part)
+        last = tensors["losses"][-max(1, about["updates"] // 10) :]
+        training[part] = {"seconds": about["seconds"], "updates": about["updates"], "final_loss": last.mean().item()}
+    metrics |= {
+        "floor": {name: list(found[:2]) for name, found in floor.items()},
+        "images": settings.noise_seeds * settings.images_per_seed,
+        "real_images": len(data.x),
+        "training": training,
+        "seconds": {
+            "teacher": training["teacher"]["seconds"],
+            "students": sum(training[part]["seconds"] for part in run.parts[1:]),
+            "evaluation": sum(entry.pop("seconds", 0.0) for curve in curves.values() for entry in curve.values()),
+        },
+        "peak_memory_mb": peak_memory_mb(),
+        "settings": settings_to_json(settings),
+        "versions": {"python": platform.python_version(), "pdlib": pdlib.__version__}
+        | {package: version(package) for package in ("torch", "torchmetrics", "scikit-learn", "papermill")},
+        "machine": machine(),
+        "complete": True,
     }
-    metrics["peak_memory_mb"] = peak_memory_mb()
-    metrics["settings"] = settings_to_json(settings)
-    metrics["versions"], metrics["machine"] = _versions(), machine()
-    metrics["complete"] = True
     write_json(path, metrics)
     return metrics
 
@@ -101,19 +97,18 @@ def evaluate(run: Run, models: dict[str, Denoiser], progress: bool = True) -> di
 def _evaluate_one(run: Run, network: nn.Module, model: Denoiser, steps: int, variance: float | None) -> dict[str, Any]:
     """Every metric at one number of steps, and how long an image takes."""
     settings, grid = run.settings, Grid(steps, run.settings.missing)
-    started = time.monotonic()
-    groups, times = [], []
+    groups, times, started = [], [], time.monotonic()
     for k in range(settings.noise_seeds):
         began = time.monotonic()
         generator = torch.Generator(settings.device).manual_seed(1_000_003 * (settings.seed + 1) + k)
         groups.append(sample_batches(model, settings.images_per_seed, grid, generator=generator, variance=variance))
         times.append(time.monotonic() - began)
     estimates = measure(network, run.data.x, groups)
-    found: dict[str, Any] = {name: list(estimate[:2]) for name, estimate in estimates.items()}
-    found["frechet_distance_left_out"] = estimates["frechet_distance"].left_out
-    found["seconds_per_image"] = statistics.median(times) / settings.images_per_seed
-    found["seconds"] = time.monotonic() - started
-    return found
+    return {name: list(estimate[:2]) for name, estimate in estimates.items()} | {
+        "frechet_distance_left_out": estimates["frechet_distance"].left_out,
+        "seconds_per_image": statistics.median(times) / settings.images_per_seed,
+        "seconds": time.monotonic() - started,
+    }
 
 
 def _add_ratio(entry: dict[str, Any], base: dict[str, Any]) -> None:
@@ -123,38 +118,18 @@ def _add_ratio(entry: dict[str, Any], base: dict[str, Any]) -> None:
     entry["ratio_standard_error"] = jackknife_error([one / other for one, other in pairs])
 
 
-def _training_summary(run: Run, part: str) -> dict[str, Any]:
-    tensors, metadata = run.history(part)
-    last = tensors["losses"][-max(1, len(tensors["losses"]) // 10) :]
-    return {"seconds": metadata["seconds"], "updates": metadata["updates"], "final_loss": last.mean().item()}
-
-
 def peak_memory_mb() -> float | None:
     """The most memory this process has held so far, in MB; None where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("pdlib", "torch", "torchmetrics", "scikit-learn", "papermill"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def machine() -> dict[str, Any]:
     """The processor, its threads in use, and the system."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {"system": platform.system(), "processor": name, "threads": torch.get_num_threads()}
+    cpus = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.*)", cpus.read_text() if cpus.is_file() else "", re.MULTILINE)
+    processor = named[1].strip() if named else platform.processor() or platform.machine()
+    return {"system": platform.system(), "processor": processor, "threads": torch.get_num_threads()}

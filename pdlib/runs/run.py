@@ -8,8 +8,7 @@ moment goes on when it is started again:
     converted/                      the same, of a teacher converted to another prediction
     *.checkpoint                    of the training that is under way
     metrics.json                    every figure; see :func:`pdlib.runs.evaluation.evaluate` for its fields
-    report.ipynb, report.html       the executed notebook, and the page
-    report.png                      its first two figures side by side
+    report.ipynb, .html, .png       the executed notebook, the page, and its first two figures side by side
 
 A run is what it computes from: settings, data, teacher. Where these lie, and on what device, is no part of it.
 """
@@ -33,25 +32,15 @@ from pdlib.denoiser import Denoiser
 from pdlib.diagnosis import Finding, diagnose
 from pdlib.files import DamagedFileError, digest, lock_folder, read_json, read_tensors, write_json
 from pdlib.grids import Grid
-from pdlib.runs.chain import given_teacher, network_digest, new_denoiser, train_chain, try_network
+from pdlib.runs.chain import given_teacher, network_digest, new_denoiser, train_chain
 from pdlib.runs.evaluation import evaluate
 from pdlib.runs.settings import Settings, SettingsError, make_settings, settings_to_json, upgraded
 from pdlib.sampling import sample
 from pdlib.training import Session
 
-__all__ = [
-    "Run",
-    "default_folder",
-    "diagnose_run",
-    "execute",
-    "finish",
-    "load_run",
-    "new_run",
-    "runs_folder",
-]
+__all__ = ["Run", "default_folder", "diagnose_run", "execute", "finish", "load_run", "new_run", "runs_folder"]
 
-PLACES = ("data", "teacher", "device")
-"""Settings that say where something is. What is found there is part of a run, by its digest; the place is not."""
+PLACES = ("data", "teacher", "device")  # what is found there is part of a run, by its digest
 
 
 def runs_folder() -> Path:
@@ -83,24 +72,19 @@ class Run:
     @property
     def missing(self) -> list[str]:
         """The names of the networks that are not there, or not whole. A given teacher may come without a history."""
-        files = {part: ["config.json", "model.safetensors", "training.safetensors"] for part in self.parts}
+        files = dict.fromkeys(self.parts, ("config.json", "model.safetensors", "training.safetensors"))
         if self.settings.teacher is not None:
-            files["teacher"].pop()
-        return [part for part in self.parts if not all((self.folder / part / name).is_file() for name in files[part])]
+            files["teacher"] = files["teacher"][:2]
+        return [part for part in files if not all((self.folder / part / name).is_file() for name in files[part])]
 
     @property
     def finished(self) -> bool:
         """Whether every network is there and every figure has been computed."""
-        path = self.folder / "metrics.json"
-        return path.is_file() and self.metrics.get("complete") is True and not self.missing
+        return (self.folder / "metrics.json").is_file() and self.metrics.get("complete") is True and not self.missing
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` holds.
-
-        Raises:
-            DamagedFileError: where it was changed, or is another run's.
-        """
+        """What ``metrics.json`` holds; DamagedFileError where it was changed, or is another run's."""
         path = self.folder / "metrics.json"
         found = read_json(path)
         if found.get("run") != self.config.get("run") or not isinstance(found.get("curves"), dict):
@@ -120,26 +104,17 @@ class Run:
         return data
 
     def part(self, steps: int) -> Path:
-        """The folder of the student with so many steps; at N = settings.steps of where the chain starts.
-
-        That is the teacher, converted if the settings ask for it.
-        """
+        """The folder of the student for so many steps; for settings.steps of the teacher, converted if asked for."""
         start = "converted" if self.settings.convert_updates else "teacher"
         return self.folder / (start if steps == self.settings.steps else f"student-{steps}")
 
     @property
     def parts(self) -> list[str]:
         """The names of the folders of all its networks, in the order of their training."""
-        students = [self.part(steps).name for steps in self.settings.evaluated_steps]
-        return list(dict.fromkeys(["teacher", *students]))
+        return list(dict.fromkeys(["teacher", *(self.part(steps).name for steps in self.settings.evaluated_steps)]))
 
     def open(self, part: str) -> Denoiser:
-        """One of :attr:`parts`, loaded, with the grid that it was made for.
-
-        Raises:
-            FileNotFoundError: where it is not finished.
-            DamagedFileError: where it is damaged, or another run's, or another part of this one.
-        """
+        """One of :attr:`parts`, loaded; FileNotFoundError or DamagedFileError where it is not there, or another is."""
         folder, settings = self.folder / part, self.settings
         denoiser = Denoiser.load(folder, settings.device)
         about = read_json(folder / "config.json")
@@ -165,10 +140,7 @@ class Run:
         return self.open("teacher")
 
     def history(self, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Losses and gradient norms by update of one of :attr:`parts`; and its seconds and updates.
-
-        Empty for a teacher that came without them.
-        """
+        """Losses and gradient norms by update of one of :attr:`parts`; seconds and updates. Of a bare teacher none."""
         path = self.folder / part / "training.safetensors"
         if not path.is_file() and part not in self.missing:
             return {"losses": torch.zeros(0), "gradient_norms": torch.zeros(0)}, {"seconds": 0.0, "updates": 0}
@@ -185,7 +157,7 @@ class Run:
         return sample(self.denoiser(steps), z=noise)
 
     def same_noise(self, count: int) -> tuple[dict[str, Tensor], Tensor]:
-        """One set of noises through the teacher and every student: samples by network, and the noises."""
+        """One set of noises through the teacher and every student: samples (count, …) by network, and the noises."""
         generator = torch.Generator(self.settings.device).manual_seed(self.settings.seed)
         noise = torch.randn(count, *self.data.shape, generator=generator, device=generator.device)
         rows = {}
@@ -197,12 +169,7 @@ class Run:
 
 
 def load_run(folder: str | Path, device: str = "cpu") -> Run:
-    """Open a run's folder that :func:`execute` made, of this version or the first.
-
-    Raises:
-        FileNotFoundError: where the folder holds no run.
-        DamagedFileError: where its config.json cannot be read as settings.
-    """
+    """Open a run's folder, also of the first version; FileNotFoundError or DamagedFileError where it holds no run."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
@@ -229,19 +196,12 @@ def execute(
     """Train the teacher and every student and evaluate them, or go on where an earlier call stopped.
 
     Args:
-        preset: one of :data:`pdlib.runs.settings.PRESETS`.
+        preset, **overrides: as in :func:`pdlib.runs.settings.make_settings`.
         folder: where the run lives; by default :func:`default_folder`.
-        progress: show progress bars.
         checkpoint_seconds: at most so much work is lost when the process is killed.
-        **overrides: any of :class:`pdlib.runs.settings.Settings` by name.
-
-    Returns:
-        The finished run. If it was finished already, nothing is computed.
 
     Raises:
-        SettingsError: for settings that are unknown or not allowed, or that differ from those of
-            the run that the folder holds. Nothing is written then.
-        DataError: where the data cannot be used, or are not those that the folder's run was made with.
+        SettingsError, DataError: for settings or data that cannot be used, or are not those of the folder's run.
         DamagedFileError: where a file of the run is damaged, or belongs elsewhere.
         BlockingIOError: where another run is at work in the folder.
         NotFiniteError: where a loss becomes NaN.
@@ -252,11 +212,7 @@ def execute(
 
 
 def new_run(folder: Path, settings: Settings) -> Run:
-    """A run that is to be made or gone on with: its folder is checked, nothing is computed.
-
-    Raises:
-        SettingsError: where the folder holds another run, or something else.
-    """
+    """A run to be made or gone on with, opened; SettingsError where its folder holds another, or something else."""
     places = {} if settings.teacher is None else {"teacher": os.path.abspath(settings.teacher)}
     if settings.data not in DATASETS and os.path.exists(settings.data):
         places["data"] = os.path.abspath(settings.data)
@@ -301,23 +257,31 @@ def finish(run: Run, progress: bool, checkpoint_seconds: float = 20.0) -> Run:
 
 
 def check(run: Run) -> Denoiser | None:
-    """Load and try what a run starts from, before anything is written; returns the given teacher, if there is one."""
+    """Try what a run starts from, and whether the disk can hold it; returns the given teacher, if there is one."""
     given = given_teacher(run)
-    denoiser = given or new_denoiser(run.settings, run.data)
-    try_network(run, denoiser)
-    _check_disk(run, denoiser)
+    denoiser, x = given or new_denoiser(run.settings, run.data), run.data.x[:2].to(run.settings.device)
+    try:
+        with torch.no_grad():
+            denoiser(x, torch.full((2,), 0.5, device=x.device))
+    except (ValueError, RuntimeError) as error:
+        raise SettingsError(
+            f"data={run.settings.data!r} does not fit the network: {str(error).splitlines()[0]}; resize the images, or "
+            "change multipliers, width or heads"
+        ) from error
+    # Per parameter 4 bytes for each finished network, and 4 × 4 for each of two checkpoints.
+    parameters = sum(value.numel() for value in denoiser.parameters())
+    needed = parameters * 4 * (len(run.settings.evaluated_steps) + 8) + 20_000_000
+    parent = next(path for path in [run.folder, *run.folder.absolute().parents] if path.exists())
+    if (free := shutil.disk_usage(parent).free) < needed:
+        raise OSError(
+            f"folder={run.folder}: the disk has {free / 1e6:.0f} MB free and the run needs {needed / 1e6:.0f} MB: "
+            "free some space or choose another folder"
+        )
     return given
 
 
 def diagnose_run(run: Run) -> dict[str, list[Finding]]:
-    """What :func:`pdlib.diagnosis.diagnose` says of the teacher and of every student that is finished.
-
-    Returns:
-        Name of a network's folder -> what was found.
-
-    Raises:
-        FileNotFoundError, DamagedFileError: where one of them is not whole, or gone while later ones are there.
-    """
+    """What :meth:`Run.diagnose` says of each network up to the last one there; an error where one is not whole."""
     begun = [k for k, part in enumerate(run.parts) if any((run.folder / part).glob("*"))]
     return {part: run.diagnose(part) for part in run.parts[: max(begun, default=-1) + 1]}
 
@@ -333,17 +297,3 @@ def _write_config(run: Run, given: Denoiser | None) -> None:
         write_json(path, {"settings": settings} | about)
     elif load_run(run.folder, run.settings.device) != run:
         write_json(path, {"settings": settings} | run.config)
-
-
-def _check_disk(run: Run, denoiser: Denoiser) -> None:
-    """Refuse to start where the disk cannot hold the run."""
-    parent = next(path for path in [run.folder, *run.folder.absolute().parents] if path.exists())
-    parameters = sum(value.numel() for value in denoiser.parameters())
-    # Per parameter 4 bytes for each finished network, and 4 × 4 for each of two checkpoints.
-    needed = parameters * 4 * (len(run.settings.evaluated_steps) + 8) + 20_000_000
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise OSError(
-            f"folder={run.folder}: the disk has {free / 1e6:.0f} MB free and the run needs {needed / 1e6:.0f} MB: "
-            "free some space or choose another folder"
-        )

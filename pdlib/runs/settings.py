@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
@@ -45,7 +46,6 @@ NETWORK = ("width", "multipliers", "blocks", "attention", "heads", "dropout", "m
 """The settings that describe the network; without meaning where a given teacher brings its own."""
 
 Steps = Annotated[int, Field(ge=1, le=65536)]
-Updates = Annotated[int, Field(ge=1, le=10**8)]
 SomeUpdates = Annotated[int, Field(ge=0, le=10**8)]
 StageUpdates = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,7}(,[1-9][0-9]{0,4}:[1-9][0-9]{0,7})*$")]
 Rate = Annotated[float, Field(ge=1e-12, le=1e3)]
@@ -55,11 +55,7 @@ Levels = tuple[Annotated[int, Field(ge=0, le=7)], ...]
 
 
 class Settings(BaseModel):
-    """Everything that decides what a run computes; and ``device``, which decides where.
-
-    Raises:
-        SettingsError: for a setting that is unknown, not allowed, or does not go with the others.
-    """
+    """All that decides what a run computes; and ``device``, which decides where. SettingsError if it is not allowed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -79,7 +75,7 @@ class Settings(BaseModel):
     steps: Steps = Field(64, description="N of the teacher, where the chain starts")
     end_steps: Steps = Field(1, description="N of the last student; the teacher's for no students")
     discrete_teacher: bool = Field(False, description="train the teacher at t = i/N, not in continuous time")
-    teacher_updates: Updates = Field(3000, description="parameter updates of the teacher")
+    teacher_updates: int = Field(3000, ge=1, le=10**8, description="parameter updates of the teacher")
     stage_updates: StageUpdates = Field("450,4:600,2:600,1:600", description="of a student; N:updates where others")
     batch_size: int = Field(128, ge=1, le=65536, description="examples per update")
     learning_rate: Rate = Field(1e-3, description="the teacher's highest learning rate")
@@ -166,7 +162,13 @@ class Settings(BaseModel):
             raise ValueError(
                 f"width={self.width}: must be a multiple of {unit} for heads={self.heads}: use width={near}"
             )
-        _try_device(self.device)
+        import torch
+
+        try:
+            torch.ones(1, dtype=torch.float64, device=self.device).cpu()
+        except Exception:  # each device's library raises its own
+            known = "cuda or cpu" if torch.cuda.is_available() else "cpu, as there is no cuda here"
+            raise ValueError(f"device={self.device!r} does not work here, or not in float64: use {known}") from None
         return self
 
     @property
@@ -193,17 +195,15 @@ class Settings(BaseModel):
     @property
     def teacher_training(self) -> pdlib.TrainingSettings:
         """How the teacher is trained."""
-        return self._training(self.teacher_updates, self.learning_rate, self.warmup, self.ema)
+        more = (self.anneal, self.ema, self.max_gradient_norm, self.seed)
+        return pdlib.TrainingSettings(self.teacher_updates, self.batch_size, self.learning_rate, self.warmup, *more)
 
     def stage_training(self, grid: pdlib.Grid) -> pdlib.TrainingSettings:
         """How the student for a grid is trained."""
         usual, *others = self.stage_updates.split(",")
-        updates = dict(other.split(":") for other in others).get(str(grid.N), usual)
-        return self._training(int(updates), self.stage_learning_rate, self.stage_warmup, self.stage_ema)
-
-    def _training(self, updates: int, rate: float, warmup: int, ema: float) -> pdlib.TrainingSettings:
-        last = (self.anneal, ema, self.max_gradient_norm, self.seed)
-        return pdlib.TrainingSettings(updates, self.batch_size, rate, warmup, *last)
+        updates = int(dict(other.split(":") for other in others).get(str(grid.N), usual))
+        own = {"learning_rate": self.stage_learning_rate, "warmup": self.stage_warmup, "ema": self.stage_ema}
+        return replace(self.teacher_training, updates=updates, **own)
 
 
 def _registry(name: str) -> Collection[str]:
@@ -214,22 +214,8 @@ def _last_alpha(schedule: pdlib.Schedule) -> float:
     return schedule.alpha_sigma(pdlib.Grid(1).times)[0].item()
 
 
-def _try_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.ones(1, dtype=torch.float64, device=device).cpu()
-    except Exception:  # each device's library raises its own
-        known = "cuda or cpu" if torch.cuda.is_available() else "cpu, as there is no cuda here"
-        raise ValueError(f"device={device!r} does not work here, or not in float64: use {known}") from None
-
-
 def make_settings(preset: str = "default", **overrides: Any) -> Settings:
-    """The settings of a preset with some of them overridden, as values or as text, checked.
-
-    Raises:
-        SettingsError: for an unknown preset or setting, or a value that is not allowed.
-    """
+    """A preset with some settings overridden, as values or text; SettingsError for what is unknown or not allowed."""
     if preset not in PRESETS:
         raise SettingsError(f"preset={preset!r} is unknown; it must be one of {', '.join(PRESETS)}")
     settings = Settings(**{**PRESETS[preset], **overrides})
@@ -259,19 +245,12 @@ PRESETS: dict[str, dict[str, str]] = {
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:
-    """What a run is, as a dictionary that JSON holds unchanged: all that decides what is computed.
-
-    That is without ``device``, and without the network's settings where a teacher brings its own.
-    """
+    """What a run is, JSON-ready: all settings but ``device``, and but the network's where a teacher brings its own."""
     return settings.model_dump(mode="json", exclude={"device", *(() if settings.teacher is None else NETWORK)})
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings in a run's config.json under today's names; the first edition's mean the same run as then.
-
-    Raises:
-        SettingsError: for a setting that is unknown or not allowed.
-    """
+    """A config.json's settings, checked, under today's names; the first edition's mean the same run as then."""
     config = {name: value for name, value in config.items() if name != "device"}
     if "missing" not in config:
         updates, few = config.get("stage_updates", 450), config.pop("few_step_updates", 600)
@@ -285,6 +264,7 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
 
 
 _schema = cache(Settings.model_json_schema)
+_KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a name or a path"}
 
 
 def allowed(name: str, look_up: bool = True) -> str:
@@ -292,18 +272,15 @@ def allowed(name: str, look_up: bool = True) -> str:
     schema = _schema()["properties"][name]
     kind = schema.get("anyOf", [schema])[0]
     item = kind.get("items", kind)
-    words = {
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "string": "a name or a path",
-    }
-    words = f"a name, see pdlib settings {name}" if name in NAMES else words[item["type"]]
     if "enum" in item or (name in NAMES and look_up):
         words = f"one of {', '.join(item.get('enum') or _registry(name))}"
+    elif name in NAMES:
+        words = f"a name, see pdlib settings {name}"
     elif "pattern" in item:
         words = "a whole number, as 450, or as in 450,2:600,1:600"
-    elif "minimum" in item:
+    else:
+        words = _KINDS[item["type"]]
+    if "minimum" in item:
         high, form = item.get("maximum", item.get("exclusiveMaximum")), "g" if item["type"] == "number" else ","
         words += f" from {item['minimum']:{form}} to {'below ' * ('maximum' not in item)}{high:{form}}"
     return words + ", or more after commas" * (item is not kind) + ", or none" * ("anyOf" in schema)
@@ -330,8 +307,7 @@ _MEMORY = "_pdlib_parameters"
 def notebook_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
     """The parameters among a notebook's ``globals()``: its own plain values, as they are now.
 
-    The first call, before all other cells, settles which they are: what those define is none when the notebook is
-    run again. Nor is what no cell assigns, but an IPython startup file, say.
+    The first call, before all other cells, settles which: not what those define, nor what an IPython startup file does.
     """
     if _MEMORY not in namespace:
         plain = (str, int, float, bool, tuple, list, type(None))
@@ -346,11 +322,7 @@ def notebook_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_parameters(namespace: dict[str, Any], **allowed: Collection[Any]) -> None:
-    """Stop a notebook, given its ``globals()``, where a parameter is none of those or has none of the values allowed.
-
-    Raises:
-        SettingsError: names the parameter, its value, and what is allowed, in one line.
-    """
+    """SettingsError, in one line, where a parameter in a notebook's ``globals()`` or its value is not among those."""
     for name, value in notebook_parameters(namespace).items():
         if name not in allowed:
             del namespace[name], namespace[_MEMORY]  # so that the notebook can be mended and run again

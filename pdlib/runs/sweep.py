@@ -7,8 +7,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from pdlib.runs.settings import make_settings
 
 __all__ = ["mean_by_steps", "sweep"]
 
-DEATHS = 3
-"""How many times in a row a worker may be killed with no run finished before a sweep gives up."""
+DEATHS = 3  # so many times in a row may a worker be killed, with no run finished, before a sweep gives up
 
 
 def sweep(
@@ -34,45 +32,36 @@ def sweep(
     progress: bool = True,
     **shared: Any,
 ) -> dict[str, Run]:
-    """Many runs side by side, one thread each; those that are finished are only opened.
-
-    A worker that is killed is replaced, and its run goes on from its checkpoint.
+    """Many runs side by side, one thread each, as name -> finished run; those that were finished are only opened.
 
     Args:
-        jobs: name of a run -> the settings in which it differs.
-        folder: each run lives in ``folder/name``.
+        jobs: name of a run, which lives in ``folder/name`` -> the settings in which it differs.
         preset, **shared: the settings of them all.
         workers: how many at a time; by default as many as there are processors for this process.
-        progress: show a progress bar over the runs.
-
-    Returns:
-        Name -> finished run, in the order of ``jobs``.
 
     Raises:
-        Exception: as in :func:`pdlib.runs.run.execute`, from the first run that fails; what the others have finished
-            is kept.
-        MemoryError: where workers are killed again and again.
+        Exception: as in :func:`pdlib.runs.run.execute`, of the first run that fails; what others have finished is kept.
+        MemoryError: where workers are killed again and again; after once or twice the runs go on from checkpoints.
     """
     settings = {name: make_settings(preset, **{**shared, **job}) for name, job in jobs.items()}
     runs = {name: new_run(Path(folder) / name, chosen) for name, chosen in settings.items()}
     waiting = {name: run for name, run in runs.items() if not run.finished}
     others, deaths = set(multiprocessing.active_children()), 0
+    # "spawn" starts clean processes: a forked one would inherit this one's threads in an unknown state.
+    context = multiprocessing.get_context("spawn")
     with tqdm(total=len(waiting), desc=Path(folder).name, unit="run", disable=not progress) as bar:
         while waiting:
             count = min(workers or joblib.cpu_count(), len(waiting))
-            # "spawn" starts clean processes: a forked one would inherit this one's threads in an unknown state.
-            context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(count, context, initializer=_start_worker)
             try:
                 names = {pool.submit(finish, run, False): name for name, run in waiting.items()}
                 for future in as_completed(names):
-                    name = names[future]
                     future.result()
-                    del waiting[name]
+                    del waiting[names[future]]
                     deaths = 0
-                    bar.set_postfix(last=name)
+                    bar.set_postfix(last=names[future])
                     bar.update()
-            except BrokenProcessPool:
+            except BrokenExecutor:
                 deaths += 1
                 if deaths == DEATHS:
                     raise MemoryError(
@@ -88,14 +77,14 @@ def sweep(
 
 
 def _start_worker() -> None:
+    """One thread; and an end with the process that started the sweep, even a killed one: it may be started again."""
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
 
-def _end_with_parent() -> None:
-    """End with the process that started the sweep, even where it was killed: it may be started again at once."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def mean_by_steps(
@@ -105,8 +94,8 @@ def mean_by_steps(
     tables = [run.metrics["curves"][curve] for run in runs]
     found = {}
     for steps in map(int, tables[0]):
-        entries = torch.tensor([[table[str(steps)][metric]] for table in tables], dtype=torch.float64).flatten(1)
-        values = entries[:, 0]  # [value, standard error over noise seeds], or the value alone
+        entries = torch.tensor([table[str(steps)][metric] for table in tables], dtype=torch.float64)
+        values = entries.view(len(tables), -1)[:, 0]  # of [value, standard error over noise seeds], or of value
         error = values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan
         found[steps] = (values.mean().item(), error)
     return found

@@ -71,7 +71,7 @@ def test_a_notebook_without_widgets_shows_the_picture():
 
 
 def test_a_simple_form_shows_what_it_is_asked_for():
-    simple = WeightingExplorer(NOTES, knobs=["N", "clip_min"], panels=["weight", "share"])
+    simple = WeightingExplorer(NOTES, knobs=["N", "clip_min"], panels=iter(["weight", "share"]))
     assert [knob["name"] for knob in simple.knobs] == ["N", "clip_min"]
     assert simple.presets == []
     assert list(simple.panels) == list(simple.said) == ["weight", "share"]

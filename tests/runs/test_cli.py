@@ -3,8 +3,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from matplotlib.image import imread
@@ -197,15 +199,12 @@ def test_data_and_settings_reach_the_run_as_what_they_are(monkeypatch, capsys, t
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
-        ([], "pdlib: stopped; nothing is kept yet\n"),
-        (["teacher/model.safetensors"], "pdlib: stopped; the same command goes on from the last network\n"),
-        (
-            ["teacher/model.safetensors", "student-4.checkpoint"],
-            "pdlib: stopped; the same command goes on from the last checkpoint\n",
-        ),
+        ([], "; nothing is kept yet"),
+        (["teacher/model.safetensors"], "; the same command goes on from the last network"),
+        (["teacher/model.safetensors", "student-4.checkpoint"], "; the same command goes on from the last checkpoint"),
     ],
 )
-def test_an_interrupted_run_says_from_where_it_goes_on(kept, said, monkeypatch, capsys, tmp_path):
+def test_an_interrupted_run_says_from_where_it_goes_on(kept, said, monkeypatch, tmp_path):
     def interrupt(preset, folder):
         for name in kept:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -213,8 +212,9 @@ def test_an_interrupted_run_says_from_where_it_goes_on(kept, said, monkeypatch, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report, "run", interrupt)
-    assert main(["run", "--folder", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == said
+    with pytest.raises(KeyboardInterrupt):
+        main(["run", "--folder", str(tmp_path / "run")])
+    assert cli.kept() == said
 
 
 LATE = """
@@ -255,6 +255,21 @@ def test_a_signal_while_torch_is_imported_ends_it_with_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         *_, last = process.communicate(timeout=60)[1].splitlines()
     assert (process.returncode, last) == (130, "pdlib: stopped")
+
+
+def test_a_signal_while_the_report_is_written_ends_it_with_one_line(tmp_path):
+    arguments = ["--preset", "smoke", "--data", "ring", "--folder", tmp_path / "run"]
+    program = [sys.executable, "-m", "pdlib", "run", *arguments]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline().startswith("trying the whole run")
+        while not any("ipykernel_launcher" in child.cmdline() for child in psutil.Process(process.pid).children()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(1.5)  # it is in the midst of a cell
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, ("", "pdlib: stopped; nothing is kept yet\n"))
+    assert not (tmp_path / "run").exists()
 
 
 class LibraryError(Exception):

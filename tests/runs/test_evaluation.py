@@ -14,7 +14,7 @@ from pdlib.sampling import sample_batches
 
 def test_every_documented_field_is_there(smoke):
     metrics = smoke.metrics
-    documented = re.findall(r"^    ((?:``\w+``(?:, )?)+)$", evaluate.__doc__, re.MULTILINE)
+    documented = re.findall(r"^    - ((?:``\w+``(?:, )?)+):", evaluate.__doc__, re.MULTILINE)
     assert set(re.findall(r"\w+", " ".join(documented))) == metrics.keys() - {"sha256"}
     assert metrics["complete"] is True
     assert metrics["curves"].keys() == set(CURVES)

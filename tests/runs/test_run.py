@@ -521,7 +521,8 @@ def test_a_teacher_of_another_kind_is_refused(whole, tmp_path):
 def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     refused(SettingsError, "is not empty and holds no run", tmp_path, **TINY)
-    refused(SettingsError, "is not empty and holds no run", tmp_path / "thesis.tex", **TINY) if False else None
+    with pytest.raises(SettingsError, match=r"thesis.tex is not empty and holds no run"):
+        execute(folder=tmp_path / "thesis.tex", progress=False, **TINY)
 
 
 def test_a_full_disk_is_refused_at_the_start(tmp_path, monkeypatch):
