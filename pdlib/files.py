@@ -243,8 +243,8 @@ def lock_folder(folder: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        other = "is in use by another run: wait until it ends, or choose another folder"
-        raise BlockingIOError(f"folder={folder} {other}") from None
+        message = f"folder={folder} is in use by another run: wait until it ends, or choose another folder"
+        raise BlockingIOError(message) from None
     return lock
 
 

@@ -81,10 +81,8 @@ class Grid:
         """
         ratio = self.N // end if end > 0 else 0
         if end < 1 or end * ratio != self.N or ratio < 1 or ratio & (ratio - 1):
-            raise ValueError(
-                f"steps={self.N} cannot be halved down to end_steps={end}: "
-                "steps must be end_steps times a power of two (1, 2, 4, …)"
-            )
+            rule = "steps must be end_steps times a power of two (1, 2, 4, …)"
+            raise ValueError(f"steps={self.N} cannot be halved down to end_steps={end}: {rule}")
         grids = [self]
         while end < grids[-1].N:
             grids.append(grids[-1].halved())

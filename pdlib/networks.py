@@ -224,9 +224,7 @@ class MLP(nn.Module):
     def forward(self, z: Tensor, time: Tensor) -> Tensor:
         """z: (batch, channels); time: (batch,) in [0, 1]. Returns (batch, out_channels)."""
         if z.ndim != 2 or z.shape[1] != self.config["channels"]:
-            raise ValueError(
-                f"this MLP takes points of shape (batch, {self.config['channels']}); it was given {tuple(z.shape)}"
-            )
+            raise ValueError(f"this MLP takes points (batch, {self.config['channels']}); it was given {tuple(z.shape)}")
         time = self.embed(time.to(z.dtype))
         h = self.first(z)
         for block in self.blocks:

@@ -140,7 +140,7 @@ def test_images_that_do_not_fit_the_unet_are_refused(shape):
 
 
 def test_points_that_do_not_fit_the_mlp_are_refused():
-    with pytest.raises(ValueError, match=r"points of shape \(batch, 2\); it was given \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"takes points \(batch, 2\); it was given \(3, 3\)"):
         MLP(2, width=8)(torch.zeros(3, 3), torch.ones(3))
 
 

@@ -141,10 +141,11 @@ class Run:
 
     def history(self, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Losses and gradient norms by update of one of :attr:`parts`; seconds and updates. Of a bare teacher none."""
-        path = self.folder / part / "training.safetensors"
-        if not path.is_file() and part not in self.missing:
+        path, config = (self.folder / part / name for name in ("training.safetensors", "config.json"))
+        checksum = read_json(config).get("history")
+        if checksum is None and not path.is_file():
             return {"losses": torch.zeros(0), "gradient_norms": torch.zeros(0)}, {"seconds": 0.0, "updates": 0}
-        return read_tensors(path, read_json(self.folder / part / "config.json").get("history"))
+        return read_tensors(path, checksum)
 
     def diagnose(self, part: str) -> list[Finding]:
         """What :func:`pdlib.diagnosis.diagnose` says of one of :attr:`parts`."""

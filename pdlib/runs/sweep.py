@@ -87,11 +87,9 @@ def _start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def mean_by_steps(
-    runs: Iterable[Run], metric: str = "frechet_distance", curve: str = "distilled"
-) -> dict[int, tuple[float, float]]:
-    """A metric's mean over runs that differ in their seed, and its standard error, by number of steps."""
-    tables = [run.metrics["curves"][curve] for run in runs]
+def mean_by_steps(runs: Iterable[Run], metric: str = "frechet_distance") -> dict[int, tuple[float, float]]:
+    """A metric's mean over the students of runs that differ in their seed, and its standard error, by steps."""
+    tables = [run.metrics["curves"]["distilled"] for run in runs]
     found = {}
     for steps in map(int, tables[0]):
         entries = torch.tensor([table[str(steps)][metric] for table in tables], dtype=torch.float64)

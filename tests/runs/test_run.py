@@ -591,3 +591,13 @@ def test_only_what_is_whole_is_called_healthy(whole, stopped, tmp_path):
         with pytest.raises((FileNotFoundError, DamagedFileError), match=f"{folder / name.split('/')[0]} holds"):
             diagnose_run(load_run(folder))
         shutil.rmtree(folder)
+
+
+def test_a_given_teachers_history_that_is_gone_is_named(points, tmp_path):
+    settings = {key: value for key, value in TINIEST.items() if key != "mlp_width"}
+    settings |= {"teacher": points.folder / "teacher", "data": points.settings.data}
+    run = execute(folder=tmp_path / "run", progress=False, **settings)
+    assert len(run.history("teacher")[0]["losses"]) == TINIEST["teacher_updates"]
+    (run.folder / "teacher" / "training.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"teacher/training\.safetensors does not exist"):
+        run.history("teacher")
