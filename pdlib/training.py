@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from pdlib.files import DamagedFileError, digest, named, read_tensors, write_tensors
@@ -99,8 +99,7 @@ def fit(
 ) -> Trained:
     """Minimise an objective over batches of data, in place, and return the result.
 
-    The same seed gives the same weights, also when the process is killed and started again with
-    the same checkpoint: all that an update depends on is in that file.
+    The same seed gives the same weights, also where a killed process is started again and goes on from its checkpoint.
 
     Args:
         denoiser: a module (z, t) -> x̂ with a schedule; its device decides where.
@@ -110,17 +109,16 @@ def fit(
         session: what to show and to keep.
 
     Raises:
-        NotFiniteError: where the loss or its gradient is NaN or infinite; weights and checkpoint
-            stay as they were before it.
+        NotFiniteError: where the loss or its gradient is NaN or infinite; weights and checkpoint stay as before.
         DamagedFileError: for a checkpoint that is damaged, or belongs to another training.
         OSError: where the checkpoint cannot be written.
     """
     checkpoint = session.checkpoint
     fingerprint = {} if checkpoint is None else _fingerprint(denoiser, objective, data, settings)
     denoiser.train().requires_grad_(True)
-    parameters = list(denoiser.parameters())
+    average, blend = copy.deepcopy(denoiser).eval(), get_ema_multi_avg_fn(settings.ema)
+    parameters, averaged = list(denoiser.parameters()), list(average.parameters())
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-    average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)).eval()
     generator = torch.Generator(data.device).manual_seed(settings.seed)
     losses, norms = torch.zeros(settings.updates), torch.zeros(settings.updates)
     state = _State(denoiser, average, optimizer, generator, losses, norms)
@@ -139,14 +137,17 @@ def fit(
                 group["lr"] = settings.rate(update)
             batch = torch.randint(len(data), (settings.batch_size,), generator=generator, device=data.device)
             optimizer.zero_grad(set_to_none=True)
-            value = objective(denoiser, average.module, data[batch], generator)
+            value = objective(denoiser, average, data[batch], generator)
             value.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             losses[update], norms[update] = value.detach(), norm
             if not (losses[update].isfinite() and norms[update].isfinite()):
                 raise NotFiniteError(_not_finite_message(session, update, losses[update], norms[update]))
             optimizer.step()
-            average.update_parameters(denoiser)
+            if update == 0:
+                average.load_state_dict(denoiser.state_dict())
+            else:
+                blend(averaged, parameters, update)
             bar.update()
             now = time.monotonic()
             if checkpoint is not None and now - saved > session.checkpoint_seconds:
@@ -154,8 +155,7 @@ def fit(
                 state.save(checkpoint, fingerprint, update + 1, seconds + now - started)
                 saved = time.monotonic()
     seconds += time.monotonic() - started
-    averaged = average.module if settings.ema > 0 else denoiser
-    return Trained(_frozen(averaged), _frozen(denoiser), losses, norms, seconds)
+    return Trained(_frozen(average if settings.ema > 0 else denoiser), _frozen(denoiser), losses, norms, seconds)
 
 
 def _fingerprint(denoiser: nn.Module, objective: Objective, data: Tensor, settings: TrainingSettings) -> dict[str, str]:
@@ -170,7 +170,7 @@ class _State:
     """Everything that the next update depends on, to and from one file."""
 
     denoiser: nn.Module
-    average: AveragedModel
+    average: nn.Module
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     losses: Tensor
