@@ -63,7 +63,7 @@ def verdicts(notebook):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"\d\d_", name)])
+@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"(?!00)\d\d_", name)])
 def test_exercises_are_stored_unsolved_and_their_twins_solved(name):
     number = name[:3]
     exercises = {exercise for exercise in EXERCISES if exercise.startswith(number)}
@@ -112,7 +112,7 @@ def test_run_all_a_second_time_says_the_same_again():
     assert second == first
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"0[5-8]_", name)])
+@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"0[05-8]_", name)])
 def test_a_notebook_that_trains_runs_on_smoke_twice_and_then_passes_strict_nbval(name, tmp_path):
     # The second time its runs are finished, which takes seconds: figures are read and no bar is shown.
     notebook = load_notebook_node(str(ROOT / "notebooks" / name))

@@ -7,5 +7,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"common": ["Exercise", "exercise"], "check": ["EXERCISES", "Verdict", "check"]},
+    submod_attrs={
+        "common": ["Exercise", "exercise"],
+        "check": ["EXERCISES", "Verdict", "check"],
+        "quiz": ["questions", "self_test"],
+    },
 )
