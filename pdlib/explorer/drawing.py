@@ -211,7 +211,7 @@ def _draw_share(f: Figures, behind: list[Figures]) -> Axes:
     for other in behind:
         panel.stairs(other, 100 * other.share, "pd-frozen")
     x = panel.edges(f)
-    dead = (x[1:] + x[:-1])[f.dead.numpy()] / 2
+    dead = ((x[1:] + x[:-1])[f.dead.numpy()] / 2).clip(LEFT + 4, RIGHT - 4)  # its cross stays within the axes
     if len(dead) <= 64:
         panel.path("".join(f"M{a - 4:.1f},{BOTTOM - 12:.1f}l8,8m0,-8l-8,8" for a in dead), "pd-line pd-sigma")
     if len(dead):
