@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import pdlib.exercises
-from pdlib.exercises.common import EXERCISES, Exercise
+from pdlib.exercises.common import EXERCISES, Exercise, Mistake
 from pdlib.files import unknown
 
 __all__ = ["EXERCISES", "Verdict", "check"]
@@ -59,6 +59,8 @@ def check(name: str, answer: Callable[..., Any], cases: int = 20, seed: int = 0)
     inputs = [exercise.cases(generator) for _ in range(cases)]
     try:
         given = [answer(**deepcopy(case)) for case in inputs]
+    except Mistake as mistake:
+        return Verdict("not right", f"hint: {mistake}")
     except (Exception, SystemExit) as error:  # whatever the learner's code raises is part of the verdict
         if isinstance(error, NotImplementedError) and not error.args:
             return Verdict("not attempted yet")

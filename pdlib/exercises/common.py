@@ -32,6 +32,10 @@ EXERCISES: dict[str, Exercise] = {}
 """Every exercise by the name that its check cell uses: those of each file here, and what is put in from outside."""
 
 
+class Mistake(Exception):
+    """Raised by a stand-in that an answer calls, where it sees a mistake being made; what it says is the hint."""
+
+
 def exercise(name: str, cases: Callable[..., Any], reference: Callable[..., Any], tolerance: float = 1e-6) -> Callable:
     """Puts an exercise, whose mistakes this decorates, into :data:`EXERCISES`."""
 

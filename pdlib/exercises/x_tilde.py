@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from pdlib.denoiser import DenoiserLike
 from pdlib.exact import MixtureDenoiser
 from pdlib.exercises.common import columns, exercise, normal, rotated, uniform, whole
 from pdlib.schedules import CosineSchedule
@@ -38,13 +39,13 @@ def _one_step(names: str, generator: Generator) -> dict[str, Tensor]:
 
 
 @columns
-def _ddim(z: Tensor, x_hat: Tensor, alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> Tensor:
+def ddim(z: Tensor, x_hat: Tensor, alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> Tensor:
     """A DDIM step as a turn by φ_t − φ_s: cos(φ_t − φ_s) z − sin(φ_t − φ_s) v̂."""
     turn = torch.atan2(sigma_t, alpha_t) - torch.atan2(sigma_s, alpha_s)
     return turn.cos() * z - turn.sin() * (alpha_t * z - x_hat) / sigma_t
 
 
-@exercise("03_ddim_step", partial(_one_step, "z x_hat alpha_t sigma_t alpha_s sigma_s"), _ddim)
+@exercise("03_ddim_step", partial(_one_step, "z x_hat alpha_t sigma_t alpha_s sigma_s"), ddim)
 @columns
 def _wrong_z_s(z, x, a, s, a_s, s_s):
     squares = a_s**2 * x + (s_s / s) ** 2 * (z - a**2 * x)
@@ -57,13 +58,13 @@ def _wrong_z_s(z, x, a, s, a_s, s_s):
     }
 
 
-def _aimed(z: Tensor, z_end: Tensor, *angles: Tensor) -> Tensor:
+def aimed(z: Tensor, z_end: Tensor, *angles: Tensor) -> Tensor:
     """Two trial shots, at x̂ = 0 and x̂ = 1; where a step lands is a straight line in x̂."""
-    from_0, from_1 = (_ddim(z, torch.full_like(z, x), *angles) for x in (0.0, 1.0))
+    from_0, from_1 = (ddim(z, torch.full_like(z, x), *angles) for x in (0.0, 1.0))
     return (z_end - from_0) / (from_1 - from_0)
 
 
-@exercise("03_x_tilde", partial(_one_step, "z z_end alpha sigma alpha_end sigma_end"), _aimed)
+@exercise("03_x_tilde", partial(_one_step, "z z_end alpha sigma alpha_end sigma_end"), aimed)
 @columns
 def _wrong_x_tilde(z, end, a, s, a_end, s_end):
     r = s_end / s
@@ -77,7 +78,7 @@ def _wrong_x_tilde(z, end, a, s, a_end, s_end):
     }
 
 
-class _RandomMixture(MixtureDenoiser):
+class RandomMixture(MixtureDenoiser):
     """The exact denoiser of a few random Gaussians in the plane."""
 
     def __init__(self, generator: Generator, components: int):
@@ -86,52 +87,66 @@ class _RandomMixture(MixtureDenoiser):
         weights = torch.full((components,), 1 / components, dtype=torch.float64)
         super().__init__(weights, means, covariances, CosineSchedule())
 
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        return torch.where((t > 0)[:, None], super().__call__(z, t), z)  # at t = 0 to the last digit
+
     def __repr__(self) -> str:
         return f"the exact denoiser of {len(self.components)} Gaussians in the plane"
 
 
 def _batch(generator: Generator) -> dict[str, Any]:
     """A batch for algorithm 2, t'' = 0 left out: some of the mistakes are not finite there."""
-    student, teacher = _RandomMixture(generator, 2), _RandomMixture(generator, 3)
+    student, teacher = RandomMixture(generator, 2), RandomMixture(generator, 3)
     (x, eps), steps = normal(generator, 2, 4, 2), whole(generator, 2, 7)
     i = torch.randint(2, steps + 1, (4,), generator=generator, dtype=torch.float64)
     i[0] = steps
     return {"student": student, "teacher": teacher, "x": x, "eps": eps, "t": i / steps, "steps": steps}
 
 
-_SLIPS = {
+SLIPS = {
     "swapped": "t' and t'' are swapped: the teacher goes first to t' = t − 0.5/N, then on to t'' = t − 1/N",
     "t' for t''": "x̃ is solved with α and σ of t'; the student's step ends at t''",
     "no weight": "the weight is missing: max(α²/σ², 1), for each example of the batch",
     "snr": "that weight is the SNR alone: at t = 1 it is 0, and nothing is learned there",
     "x_mid": "the target is the teacher's second answer, x̂(z_t'); solve for x̃ with z_t''",
     "x": "the target is the clean x, as when a teacher is trained; distillation has x̃ in its place",
-    "asked once": "ask the teacher anew at z_t', t': its two steps have two answers",
+    "asked once": "ask the teacher anew at z_t', t': its two steps have two answers; with one, x̃ would be x̂(z_t)",
     "long steps": "the teacher's steps are half as long as the student's: 0.5/N",
     "clean input": "the teacher and the student see z_t, not the clean x",
     "sum": "‖·‖² is here the mean over an example's entries, as in the library, not their sum",
 }
 
 
-def _loss(slip, student, teacher, x, eps, t, steps):
-    """Algorithm 2, made of what is above, with one thing wrong if ``slip`` is one of those."""
+def two_steps(slip: str, teacher: DenoiserLike, z: Tensor, t: Tensor, steps: int) -> Tensor:
+    """x̃, what two steps of the teacher come to, with one thing wrong if ``slip`` is one of those."""
     step = (1 if slip == "long steps" else 0.5) / steps
     t_mid, t_end = t - step, (t - 2 * step).clamp(min=0)
     if slip == "swapped":
         t_mid, t_end = t_end, t_mid
     start, middle, end = map(teacher.schedule.alpha_sigma, (t, t_mid, t_end))
-    z = x if slip == "clean input" else rotated(x, eps, *start).real
     x_hat = teacher(z, t)
-    z_mid = _ddim(z, x_hat, *start, *middle)
+    z_mid = ddim(z, x_hat, *start, *middle)
     x_mid = x_hat if slip == "asked once" else teacher(z_mid, t_mid)
-    z_end = _ddim(z_mid, x_mid, *middle, *end)
-    x_tilde = _aimed(z, z_end, *start, *(middle if slip == "t' for t''" else end))
-    miss = ({"x": x, "x_mid": x_mid}.get(slip, x_tilde) - student(z, t)).square()
-    snr = torch.div(*start) ** 2
+    z_end = ddim(z_mid, x_mid, *middle, *end)
+    x_tilde = aimed(z, z_end, *start, *(middle if slip == "t' for t''" else end))
+    return x_mid if slip == "x_mid" else x_tilde
+
+
+def weighted(slip: str, miss: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The mean over a batch of what each example's miss of its target costs, as above."""
+    snr, cost = (alpha / sigma) ** 2, miss.square()
     w = {"no weight": 1, "snr": snr}.get(slip, snr.clamp(min=1))
-    return (w * (miss.sum(1) if slip == "sum" else miss.mean(1))).mean()
+    return (w * (cost.sum(1) if slip == "sum" else cost.mean(1))).mean()
 
 
-@exercise("03_algorithm_2", _batch, partial(_loss, ""))
+def algorithm_2(slip, student, teacher, x, eps, t, steps):
+    """The loss of a batch, as above."""
+    alpha, sigma = student.schedule.alpha_sigma(t)
+    z = x if slip == "clean input" else rotated(x, eps, alpha, sigma).real
+    target = x if slip == "x" else two_steps(slip, teacher, z, t, steps)
+    return weighted(slip, target - student(z, t), alpha, sigma)
+
+
+@exercise("03_algorithm_2", _batch, partial(algorithm_2, ""))
 def _wrong_loss(*batch):
-    return {hint: partial(_loss, slip, *batch) for slip, hint in _SLIPS.items()}
+    return {hint: partial(algorithm_2, slip, *batch) for slip, hint in SLIPS.items()}
