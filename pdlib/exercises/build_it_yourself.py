@@ -109,7 +109,7 @@ def _data(generator: Generator) -> Tensor:
 
 def _denoising(slip: str, denoiser: Watched, x: Tensor) -> Tensor:
     z, t, *angle = _drawn(denoiser, x, None)
-    return weighted(slip, (0 * x if slip == "noise" else x) - denoiser(z, t), *angle)
+    return weighted(slip, x - denoiser(z, t), *angle)
 
 
 @exercise(
@@ -125,9 +125,10 @@ def _wrong_denoising(*case):
 
 def _lesson(generator: Generator) -> dict[str, Any]:
     """A linear network, and data that are one point many times, so that it does not matter which are drawn."""
-    torch.manual_seed(whole(generator, 0, 1000))
     rate, decay = decimal(generator, 0.01, 0.05, 3), decimal(generator, 0.7, 0.2, 2)
-    x = torch.randn(2, generator=generator).expand(300, 2).clone()
+    net, x = nn.Linear(2, 2), torch.randn(2, generator=generator).expand(300, 2).clone()
+    for value in net.parameters():
+        nn.init.normal_(value, generator=generator)
     return {
         "net": nn.Linear(2, 2),
         "loss": Miss(),

@@ -57,10 +57,20 @@ def check(name: str, answer: Callable[..., Any], cases: int = 20, seed: int = 0)
     exercise = EXERCISES[name]
     generator = torch.Generator().manual_seed(seed)
     inputs = [exercise.cases(generator) for _ in range(cases)]
+    with torch.random.fork_rng(devices=[]):  # an answer may draw: the same, each time that it is checked
+        torch.manual_seed(seed)
+        try:
+            return _judged(exercise, answer, inputs)
+        except Mistake as mistake:
+            return Verdict("not right", f"hint: {mistake}")
+
+
+def _judged(exercise: Exercise, answer: Callable[..., Any], inputs: list[dict[str, Any]]) -> Verdict:
+    """The verdict of an answer on these inputs; Mistake where what it was given saw one."""
     try:
         given = [answer(**deepcopy(case)) for case in inputs]
-    except Mistake as mistake:
-        return Verdict("not right", f"hint: {mistake}")
+    except Mistake:
+        raise
     except (Exception, SystemExit) as error:  # whatever the learner's code raises is part of the verdict
         if isinstance(error, NotImplementedError) and not error.args:
             return Verdict("not attempted yet")
@@ -68,7 +78,7 @@ def check(name: str, answer: Callable[..., Any], cases: int = 20, seed: int = 0)
     if all(value is None or value is Ellipsis for value in given):
         return Verdict("not attempted yet")
     right = [exercise.reference(*deepcopy(case).values()) for case in inputs]
-    wrong = [k for k in range(cases) if not _equal(given[k], right[k], exercise.tolerance)]
+    wrong = [k for k in range(len(inputs)) if not _equal(given[k], right[k], exercise.tolerance)]
     if not wrong:
         return Verdict("right")
     k, hint = wrong[0], _hint(exercise, inputs, given)
