@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +25,7 @@ from pdlib.training import Session, Trained, fit
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
 
-__all__ = ["given_teacher", "network_digest", "new_denoiser", "train_chain"]
+__all__ = ["expected_seconds", "given_teacher", "network_digest", "new_denoiser", "train_chain"]
 
 
 def new_denoiser(settings: Settings, data: Data) -> Denoiser:
@@ -66,8 +69,36 @@ def network_digest(denoiser: Denoiser) -> str:
     return digest([denoiser.network.config, denoiser.network.state_dict()])
 
 
-def train_chain(run: Run, given: Denoiser | None, session: Session) -> dict[str, Denoiser]:
-    """Every network by the name of its folder: opened where it is there, trained where it is missing."""
+def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
+    """How long the parts of a run will take here, from a second of trying: an update of each kind, a step."""
+    s, x = run.settings, run.data.x.to(run.settings.device)
+    denoiser = given or new_denoiser(s, run.data)
+
+    def update(objective: Objective) -> float:
+        few = replace(s.teacher_training, updates=3)
+        tried = [fit(copy.deepcopy(denoiser), objective, x, few, Session(progress=False)) for _ in range(2)]
+        return tried[-1].seconds / few.updates  # the first is slower than all that follow
+
+    clean, grids = update(Objective(Clean(), None, s.loss_weighting)), s.grid.down_to(s.end_steps)
+    stage = update(Objective(METHODS[s.method](denoiser, grids[0]), grids[0], s.loss_weighting)) if grids else 0.0
+    z, t = torch.randn(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
+    with torch.no_grad():
+        for _ in range(2):
+            started = time.monotonic()
+            denoiser(z, t).cpu()
+            step = (time.monotonic() - started) / len(z)
+    walks = sum(s.evaluated_steps) * len(s.curves) - s.steps * ("ddim" in s.curves and not s.convert_updates)
+    return {
+        "teacher": clean * (s.convert_updates + (s.teacher_updates if given is None else 0)),
+        "students": stage * sum(s.stage_training(grid).updates for grid in grids),
+        "evaluation": step * walks * s.noise_seeds * s.images_per_seed,
+    }
+
+
+def train_chain(
+    run: Run, given: Denoiser | None, session: Session, finished: Callable[[], None] = lambda: None
+) -> dict[str, Denoiser]:
+    """Every network by the name of its folder: opened where it is there, trained, and told of, where it is missing."""
     x, models = run.data.x.to(run.settings.device), {}
     for part in run.parts:
         if part not in run.missing:
@@ -80,6 +111,7 @@ def train_chain(run: Run, given: Denoiser | None, session: Session) -> dict[str,
             tensors = {"losses": trained.losses, "gradient_norms": trained.gradient_norms}
             about = {"seconds": trained.seconds, "updates": len(trained.losses)}
             models[part] = _keep(run, part, trained.ema, tensors, about)
+            finished()
     return models
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pdlib import plots
 from pdlib.files import write_bytes
 from pdlib.metrics import METRICS
+from pdlib.runs.chain import expected_seconds
 from pdlib.runs.run import Run, check, default_folder, execute, finish, load_run, new_run
 from pdlib.runs.settings import Settings, make_settings, notebook_parameters, settings_to_json
 
@@ -41,16 +45,33 @@ class ReportError(RuntimeError):
 def run(preset: str = "default", folder: str | Path | None = None, *, progress: bool = True, **overrides: Any) -> Path:
     """:func:`pdlib.runs.run.execute`, then :func:`write_report`, with what they raise and the path that it returns.
 
-    A run that begins is rehearsed first, report included, so that what can fail fails before the training.
+    A run that begins says how long it will take, and is rehearsed, report included, so that what can fail fails before
+    the training. While it trains its page shows the networks that there are.
     """
     where = Path(folder) if folder else default_folder(preset, **overrides)
     chosen = new_run(where, make_settings(preset, **overrides))
     if not (where / "config.json").is_file():
-        check(chosen)
+        parts = expected_seconds(chosen, check(chosen))
         if progress:
-            print("trying the whole run and its report once, on two updates", file=sys.stderr, flush=True)
+            named = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in parts.items())
+            _say(f"this run takes about {_clock(sum(parts.values()))} here: {named}")
+            _say(f"trying it once, report included, on two updates; then see {where / 'report.html'} grow")
         _rehearse(chosen)
-    return write_report(finish(chosen, progress), progress)
+
+    def trained() -> None:
+        with suppress(Exception):  # it was rehearsed; what fails now is no reason to stop a training
+            _write_preview(chosen)
+
+    return write_report(finish(chosen, progress, trained=trained), progress)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as progress bars show them."""
+    return tqdm.format_interval(seconds)
 
 
 def _rehearse(run: Run) -> None:
@@ -61,7 +82,7 @@ def _rehearse(run: Run) -> None:
     with tempfile.TemporaryDirectory(prefix="pdlib-") as folder:
         tried = Run(Path(folder), s.model_copy(update=short))
         vars(tried)["data"] = run.data
-        finish(tried, progress=False)
+        finish(tried, progress=False, trained=lambda: _write_preview(tried))
         try:
             write_report(tried, progress=False)
         except ReportError as error:
@@ -112,6 +133,18 @@ def write_report(run: Run, progress: bool = True) -> Path:
             f"could not be written: {_last(error)}; when that is mended, the same command writes it"
         ) from error
     return folder / "report.html"
+
+
+def _write_preview(run: Run) -> None:
+    """The page while the run is under way: the same noise through the networks that are there. It reloads itself."""
+    rows, noise = run.same_noise(12 if run.data.is_image else 1000)
+    picture = base64.b64encode(plots.png(plots.plot_same_noise(rows, noise))).decode()
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="10">
+<title>under way</title><body style="font-family: sans-serif; max-width: 50em; margin: 2em auto">
+<h1>Under way</h1><p>Each column starts from one noise, the first row; below it, what each network that is trained by
+now makes of it. Still to come: {", ".join([*run.missing, "the figures"])}. This page reloads itself.</p>
+<img alt="the same noise through each network" src="data:image/png;base64,{picture}">"""
+    write_bytes(run.folder / "report.html", page.encode())
 
 
 def _last(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,11 +158,13 @@ class Run:
         return sample(self.denoiser(steps), z=noise)
 
     def same_noise(self, count: int) -> tuple[dict[str, Tensor], Tensor]:
-        """One set of noises through the teacher and every student: samples (count, …) by network, and the noises."""
+        """One set of noises through each network that is there: samples (count, …) by network, and the noises."""
         generator = torch.Generator(self.settings.device).manual_seed(self.settings.seed)
         noise = torch.randn(count, *self.data.shape, generator=generator, device=generator.device)
-        rows = {}
+        rows, missing = {}, self.missing
         for n in self.settings.evaluated_steps:
+            if self.part(n).name in missing:
+                continue
             label = "one step" if n == 1 else f"{n} steps"
             label += f" ({self.part(n).name})" if n == self.settings.steps else ""
             *_, rows[label] = self.sample(n, noise)
@@ -238,8 +240,13 @@ def new_run(folder: Path, settings: Settings) -> Run:
     return run
 
 
-def finish(run: Run, progress: bool, checkpoint_seconds: float = 20.0) -> Run:
-    """What is left to do of a run; all that can fail is tried before anything is written."""
+def finish(
+    run: Run, progress: bool, checkpoint_seconds: float = 20.0, trained: Callable[[], None] = lambda: None
+) -> Run:
+    """What is left to do of a run; all that can fail is tried before anything is written.
+
+    ``trained`` is called after each network.
+    """
     given = check(run)
     if run.finished and load_run(run.folder, run.settings.device) == run:
         for part in run.parts:
@@ -251,7 +258,7 @@ def finish(run: Run, progress: bool, checkpoint_seconds: float = 20.0) -> Run:
         for leftover in run.folder.rglob("*.part"):  # of a process that was killed while it wrote
             leftover.unlink()
         _write_config(run, given)
-        models = train_chain(run, given, Session("", run.folder, checkpoint_seconds, progress))
+        models = train_chain(run, given, Session("", run.folder, checkpoint_seconds, progress), trained)
         if not run.finished:
             evaluate(run, models, progress)
     return run

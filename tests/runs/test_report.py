@@ -9,9 +9,10 @@ import torch
 from tiny_run import TINIEST, contents, copied
 
 from pdlib.runs import report
+from pdlib.runs.chain import expected_seconds
 from pdlib.runs.report import ReportError, claim, from_notebook, write_report
-from pdlib.runs.run import execute, load_run
-from pdlib.runs.settings import SettingsError
+from pdlib.runs.run import execute, load_run, new_run
+from pdlib.runs.settings import SettingsError, make_settings
 
 RING = TINIEST | {"data": "ring"}
 
@@ -93,6 +94,46 @@ def test_a_claim_that_fails_stops_only_where_it_is_required(capsys):
     assert capsys.readouterr().out == "✓\ndoes not hold in this run: two is less than one\n"
     with pytest.raises(AssertionError, match="does not show that two is less than one"):
         claim("two is less than one", 2 < 1)
+
+
+# While it trains.
+
+
+def test_the_page_shows_the_networks_that_are_there(tmp_path, monkeypatch):
+    folder, seen = tmp_path / "run", {}
+    write = report._write_preview
+
+    def keep(run):
+        write(run)
+        if run.folder == folder:
+            seen[tuple(run.missing)] = (folder / "report.html").read_text()
+
+    monkeypatch.setattr(report, "_write_preview", keep)
+    report.run(folder=folder, progress=False, **RING | {"steps": 4})
+    assert list(seen) == [("student-2", "student-1"), ("student-1",), ()]
+    assert all(page.count("<img") == 1 for page in seen.values())
+    assert "Still to come: student-1, the figures." in seen["student-1",]
+    assert "Under way" not in (folder / "report.html").read_text()
+
+
+def test_a_picture_that_fails_on_the_way_stops_no_training(tmp_path, monkeypatch):
+    def fail(run):
+        if run.folder == tmp_path / "run":
+            raise OSError("no room for a picture")
+
+    monkeypatch.setattr(report, "_write_preview", fail)
+    assert report.run(folder=tmp_path / "run", progress=False, **RING).is_file()
+
+
+def test_how_long_it_takes_is_measured(tmp_path):
+    settings = make_settings(**RING | {"steps": 4, "curves": ("distilled", "ddim")})
+    once = expected_seconds(new_run(tmp_path, settings), None)
+    more = settings.model_copy(
+        update={"teacher_updates": 5000, "stage_updates": "500,1:1000", "images_per_seed": 65000}
+    )
+    long = expected_seconds(new_run(tmp_path, more), None)
+    assert list(once) == ["teacher", "students", "evaluation"]
+    assert all(30 < long[part] / once[part] < 30_000 for part in once)
 
 
 # What can go wrong.
