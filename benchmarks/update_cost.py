@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def main() -> None:
     settings = make_settings()
     data = load_data(settings.data)
     teacher = new_denoiser(settings, data).eval().requires_grad_(False)
-    training = TrainingSettings(UPDATES, settings.batch_size, settings.stage_learning_rate, ema=0.99)
+    training = replace(settings.stage_training(Grid(settings.steps).halved()), updates=UPDATES, warmup=100)
     z, time_input = data.x[: settings.batch_size], torch.rand(settings.batch_size)
 
     student = copy.deepcopy(teacher.network).train().requires_grad_(True)

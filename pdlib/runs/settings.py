@@ -47,7 +47,9 @@ NETWORK = ("width", "multipliers", "blocks", "attention", "heads", "dropout", "m
 
 Steps = Annotated[int, Field(ge=1, le=65536)]
 SomeUpdates = Annotated[int, Field(ge=0, le=10**8)]
-StageUpdates = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,7}(,[1-9][0-9]{0,4}:[1-9][0-9]{0,7})*$")]
+_STAGE, _UPDATES, _RATE = r"[1-9][0-9]{0,4}", r"[1-9][0-9]{0,7}", r"[0-9]{1,4}(\.[0-9]{1,20})?(e-?[0-9]{1,2})?"
+StageUpdates = Annotated[str, Field(pattern=rf"^{_UPDATES}(,{_STAGE}:{_UPDATES})*$", examples=["450,2:600,1:600"])]
+StageRates = Annotated[str, Field(pattern=rf"^{_RATE}(,{_STAGE}:{_RATE})*$", examples=["0.0005,2:0.001,1:0.002"])]
 Rate = Annotated[float, Field(ge=1e-12, le=1e3)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1, max_length=8)]
@@ -79,7 +81,7 @@ class Settings(BaseModel):
     stage_updates: StageUpdates = Field("450,4:600,2:600,1:600", description="of a student; N:updates where others")
     batch_size: int = Field(128, ge=1, le=65536, description="examples per update")
     learning_rate: Rate = Field(1e-3, description="the teacher's highest learning rate")
-    stage_learning_rate: Rate = Field(5e-4, description="the students' highest learning rate")
+    stage_learning_rate: StageRates = Field("0.0005", description="of a student, at its highest; N:rate where others")
     warmup: SomeUpdates = Field(100, description="updates over which the teacher's learning rate rises")
     stage_warmup: SomeUpdates = Field(20, description="updates over which a student's learning rate rises")
     anneal: Literal["linear", "cosine", "constant"] = Field("linear", description="how learning rates fall")
@@ -97,7 +99,7 @@ class Settings(BaseModel):
     sampler_variance: float = Field(0.0, ge=0, le=1, description="of the stochastic sampler: 0 small, 1 large")
     noise_seeds: int = Field(10, ge=2, le=10**4, description="evaluations, each with noise of its own")
     images_per_seed: int = Field(512, ge=65, le=10**6, description="images generated for each of them")
-    curves: tuple[Curve, ...] = Field(CURVES, min_length=1, description="what is evaluated; distilled comes first")
+    curves: tuple[Curve, ...] = Field(CURVES[:2], min_length=1, description="what is evaluated; distilled comes first")
     seed: int = Field(0, ge=0, le=2**43, description="of weights, batches, times and noise")
     device: str = Field("cpu", min_length=1, description="where to compute; no part of what a run is")
 
@@ -112,7 +114,7 @@ class Settings(BaseModel):
     def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
         """What pydantic reads otherwise than it is meant: paths, lists and none in text, True for a number."""
         default = cls.model_fields[info.field_name].default
-        if isinstance(value, os.PathLike | bool) or (isinstance(value, int) and isinstance(default, str)):
+        if isinstance(value, os.PathLike | bool) or (isinstance(value, int | float) and isinstance(default, str)):
             value = str(value)
         if not isinstance(value, str):
             return value
@@ -131,6 +133,14 @@ class Settings(BaseModel):
 
             raise ValueError(unknown(info.field_name, name, known))
         return name
+
+    @field_validator("stage_learning_rate")
+    @classmethod
+    def _one_way_to_write_it(cls, text: str) -> str:
+        parts = [(stage, float(rate)) for stage, _, rate in (part.rpartition(":") for part in text.split(","))]
+        if not all(1e-12 <= rate <= 1e3 for _, rate in parts):
+            raise ValueError(f"stage_learning_rate={text}: must be from 1e-12 to 1,000")
+        return ",".join(f"{stage}:{rate}" if stage else str(rate) for stage, rate in parts)
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -200,14 +210,19 @@ class Settings(BaseModel):
 
     def stage_training(self, grid: pdlib.Grid) -> pdlib.TrainingSettings:
         """How the student for a grid is trained."""
-        usual, *others = self.stage_updates.split(",")
-        updates = int(dict(other.split(":") for other in others).get(str(grid.N), usual))
-        own = {"learning_rate": self.stage_learning_rate, "warmup": self.stage_warmup, "ema": self.stage_ema}
-        return replace(self.teacher_training, updates=updates, **own)
+        updates, rate = (_at(text, grid.N) for text in (self.stage_updates, self.stage_learning_rate))
+        own = {"learning_rate": float(rate), "warmup": self.stage_warmup, "ema": self.stage_ema}
+        return replace(self.teacher_training, updates=int(updates), **own)
 
 
 def _registry(name: str) -> Collection[str]:
     return getattr(pdlib, f"{name.removeprefix('student_')}s".upper())
+
+
+def _at(text: str, steps: int) -> str:
+    """What a setting such as ``"450,2:600"`` says of the student for so many steps."""
+    usual, *others = text.split(",")
+    return dict(other.split(":") for other in others).get(str(steps), usual)
 
 
 def _last_alpha(schedule: pdlib.Schedule) -> float:
@@ -235,10 +250,12 @@ def parse_setting(text: str) -> tuple[str, str]:
 
 _SMOKE = "steps=8 teacher_updates=300 stage_updates=60 batch_size=64 learning_rate=3e-3 ema=0.98 stage_ema=0.9"
 _STUDY = "steps=16 teacher_updates=1500 stage_updates=150 ema=0.995 stage_ema=0.97 noise_seeds=4 curves=distilled"
-_SMALL = "width=16 mlp_width=64"
+_SMALL = "width=16 mlp_width=64 stage_learning_rate=5e-4"
 PRESETS: dict[str, dict[str, str]] = {
     "default": {},
-    "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} noise_seeds=2 images_per_seed=128".split())),
+    "smoke": dict(
+        map(parse_setting, f"{_SMOKE} {_SMALL} noise_seeds=2 images_per_seed=128 curves={','.join(CURVES)}".split())
+    ),
     "study": dict(map(parse_setting, f"{_STUDY} {_SMALL}".split())),
 }
 """Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs."""
@@ -258,6 +275,7 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
         top, width = config.pop("skip_top", False), config.get("width", 32)
         config["missing"] = int(top) if isinstance(top, bool) else top
         config["mlp_width"] = 4 * width if isinstance(width, int) else width
+        config = {"stage_learning_rate": 5e-4, "curves": CURVES} | config
         if config.pop("weights", "ema") == "raw":
             config["stage_ema"] = 0.0
     return settings_to_json(Settings(**config))
@@ -276,8 +294,9 @@ def allowed(name: str, look_up: bool = True) -> str:
         words = f"one of {', '.join(item.get('enum') or _registry(name))}"
     elif name in NAMES:
         words = f"a name, see pdlib settings {name}"
-    elif "pattern" in item:
-        words = "a whole number, as 450, or as in 450,2:600,1:600"
+    elif "examples" in item:
+        (example,) = item["examples"]
+        words = f"{'a number' if '.' in example else 'a whole number'}, as {_at(example, 0)}, or as in {example}"
     else:
         words = _KINDS[item["type"]]
     if "minimum" in item:
