@@ -73,8 +73,8 @@ def _wrong_pair(z, x, eps, a, s):
     swapped, even = a**2 * x + s**2 / a * rest, (x + rest / a) / 2
     return {
         "the shares are swapped: where there is little noise, trust the ε head, whose x̂ has the share α²": swapped,
-        "the ε head's x̂ is (z − σ ε̃)/α: one α of its share α² is used up by that division": s**2 * x + a**2 * rest,
-        "an α is missing: z − σ ε̃ is α x̂, and its share is α², so α (z − σ ε̃)": s**2 * x + rest,
+        "the ε head's x̂ is (z − σ ε_head)/α: one α of its share α² is used up by that division": s**2 * x + a**2 * rest,
+        "an α is missing: z − σ ε_head is α x̂, and its share is α², so α (z − σ ε_head)": s**2 * x + rest,
         "the shares are σ² and α², which add up to 1; σ and α do not": s * x + a * rest,
-        "an even average keeps half of (z − σ ε̃)/α, which blows up as α → 0; weigh the two by σ² and α²": even,
+        "an even average keeps half of (z − σ ε_head)/α, which blows up as α → 0; weigh the two by σ² and α²": even,
     }
