@@ -253,9 +253,7 @@ _STUDY = "steps=16 teacher_updates=1500 stage_updates=150 ema=0.995 stage_ema=0.
 _SMALL = "width=16 mlp_width=64 stage_learning_rate=5e-4"
 PRESETS: dict[str, dict[str, str]] = {
     "default": {},
-    "smoke": dict(
-        map(parse_setting, f"{_SMOKE} {_SMALL} noise_seeds=2 images_per_seed=128".split())
-    ),
+    "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} noise_seeds=2 images_per_seed=128".split())),
     "study": dict(map(parse_setting, f"{_STUDY} {_SMALL}".split())),
 }
 """Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs."""
