@@ -245,7 +245,7 @@ def _halve(slip: str, teacher: Tensor, N: int, teach: Teach) -> Tensor:
     """The outer loop, by recursion on the list of N, with one thing wrong if ``slip`` is one of those."""
     first, found = teacher.clone(), teacher
     while 1 + (slip == "early") < N:
-        student = (first if slip == "first weights" else found).clone()
+        student = (first if slip in ("first weights", "never promoted") else found).clone()
         average = teach(student, first if slip == "never promoted" else found, N if slip == "late" else N // 2)
         N, found = N // 2, student if slip == "raw" else average
     return found
