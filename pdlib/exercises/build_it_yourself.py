@@ -72,7 +72,7 @@ class Watched:
 def _drawn(watched: Watched, x: Tensor, N: int | None) -> tuple[Tensor, ...]:
     """z_t, t, α and σ as they were drawn; at random where nothing was. Mistake where they are not what they should."""
     if watched.asked is None:
-        t = torch.rand(len(x), dtype=torch.float64) if N is None else torch.randint(1, N + 1, (len(x),)) / N
+        t = 1 - torch.rand(len(x), dtype=torch.float64) if N is None else torch.randint(1, N + 1, (len(x),)) / N
         watched(rotated(x, torch.randn_like(x), *watched.schedule.alpha_sigma(t)).real, t)
     z, t = watched.asked
     alpha, sigma = watched.schedule.alpha_sigma(t)
@@ -81,7 +81,7 @@ def _drawn(watched: Watched, x: Tensor, N: int | None) -> tuple[Tensor, ...]:
     standard = [(e.mean(0).abs() < 0.1).all() and ((e.std(0) - 1).abs() < 0.1).all() for e in (eps, swapped)]
     on_grid = N is None or ((i - i.round()).abs() < 1e-4).all()
     for wrong, hint in (
-        (len(t) > 1 and (t == t[0]).all(), "all points have the same t: draw one for each, torch.rand(len(x))"),
+        (len(t) > 1 and (t == t[0]).all(), "all points have the same t: draw one for each, 1 − torch.rand(len(x))"),
         (N is None and (t.min() < 0 or t.max() < 0.9 or t.max() > 1), "t is to be drawn uniformly from 0 to 1"),
         (not on_grid, "t lies between the student's times: draw a whole i of 1 … N, and divide it by N"),
         (
@@ -129,18 +129,12 @@ def _lesson(generator: Generator) -> dict[str, Any]:
     net, x = nn.Linear(2, 2), torch.randn(2, generator=generator).expand(300, 2).clone()
     for value in net.parameters():
         nn.init.normal_(value, generator=generator)
-    return {
-        "net": nn.Linear(2, 2),
-        "loss": Miss(),
-        "x": x,
-        "updates": whole(generator, 5, 9),
-        "rate": rate,
-        "decay": decay,
-    }
+    updates = whole(generator, 5, 9)
+    return {"net": net, "loss": Miss(), "x": x, "updates": updates, "rate": rate, "decay": decay}
 
 
 class Miss:
-    """A loss for that: how far the network is from turning a point by a quarter."""
+    """A loss for that: how far the network is from exchanging a point's two numbers."""
 
     def __repr__(self) -> str:
         return "a loss of (net, batch)"
@@ -242,7 +236,7 @@ class Teach:
 
 
 def _halve(slip: str, teacher: Tensor, N: int, teach: Teach) -> Tensor:
-    """The outer loop, by recursion on the list of N, with one thing wrong if ``slip`` is one of those."""
+    """The outer loop, with one thing wrong if ``slip`` is one of those."""
     first, found = teacher.clone(), teacher
     while 1 + (slip == "early") < N:
         student = (first if slip in ("first weights", "never promoted") else found).clone()

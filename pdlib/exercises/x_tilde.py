@@ -58,13 +58,13 @@ def _wrong_z_s(z, x, a, s, a_s, s_s):
     }
 
 
-def aimed(z: Tensor, z_end: Tensor, *angles: Tensor) -> Tensor:
+def _aimed(z: Tensor, z_end: Tensor, *angles: Tensor) -> Tensor:
     """Two trial shots, at x̂ = 0 and x̂ = 1; where a step lands is a straight line in x̂."""
     from_0, from_1 = (ddim(z, torch.full_like(z, x), *angles) for x in (0.0, 1.0))
     return (z_end - from_0) / (from_1 - from_0)
 
 
-@exercise("03_x_tilde", partial(_one_step, "z z_end alpha sigma alpha_end sigma_end"), aimed)
+@exercise("03_x_tilde", partial(_one_step, "z z_end alpha sigma alpha_end sigma_end"), _aimed)
 @columns
 def _wrong_x_tilde(z, end, a, s, a_end, s_end):
     r = s_end / s
@@ -86,9 +86,6 @@ class RandomMixture(MixtureDenoiser):
         covariances = uniform(generator, 0.05, 0.2, (components, 1, 1)) * torch.eye(2, dtype=torch.float64)
         weights = torch.full((components,), 1 / components, dtype=torch.float64)
         super().__init__(weights, means, covariances, CosineSchedule())
-
-    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
-        return torch.where((t > 0)[:, None], super().__call__(z, t), z)  # at t = 0 to the last digit
 
     def __repr__(self) -> str:
         return f"the exact denoiser of {len(self.components)} Gaussians in the plane"
@@ -128,7 +125,7 @@ def two_steps(slip: str, teacher: DenoiserLike, z: Tensor, t: Tensor, steps: int
     z_mid = ddim(z, x_hat, *start, *middle)
     x_mid = x_hat if slip == "asked once" else teacher(z_mid, t_mid)
     z_end = ddim(z_mid, x_mid, *middle, *end)
-    x_tilde = aimed(z, z_end, *start, *(middle if slip == "t' for t''" else end))
+    x_tilde = _aimed(z, z_end, *start, *(middle if slip == "t' for t''" else end))
     return x_mid if slip == "x_mid" else x_tilde
 
 

@@ -81,7 +81,7 @@ def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
 
     clean, grids = update(Objective(Clean(), None, s.loss_weighting)), s.grid.down_to(s.end_steps)
     stage = update(Objective(METHODS[s.method](denoiser, grids[0]), grids[0], s.loss_weighting)) if grids else 0.0
-    z, t = torch.randn(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
+    z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
     with torch.no_grad():
         for _ in range(2):
             started = time.monotonic()
@@ -98,12 +98,13 @@ def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
 def train_chain(
     run: Run, given: Denoiser | None, session: Session, finished: Callable[[], None] = lambda: None
 ) -> dict[str, Denoiser]:
-    """Every network by the name of its folder: opened where it is there, trained, and told of, where it is missing."""
+    """Every network by the name of its folder: opened where it is there; made, and told of, where it is missing."""
     x, models = run.data.x.to(run.settings.device), {}
     for part in run.parts:
         if part not in run.missing:
             models[part] = run.open(part)
-        elif part == "teacher" and given is not None:
+            continue
+        if part == "teacher" and given is not None:
             source = Path(run.settings.teacher) / "training.safetensors"
             models[part] = _keep(run, part, given, *(read_tensors(source) if source.is_file() else ()))
         else:
@@ -111,7 +112,7 @@ def train_chain(
             tensors = {"losses": trained.losses, "gradient_norms": trained.gradient_norms}
             about = {"seconds": trained.seconds, "updates": len(trained.losses)}
             models[part] = _keep(run, part, trained.ema, tensors, about)
-            finished()
+        finished()
     return models
 
 

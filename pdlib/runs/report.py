@@ -53,9 +53,15 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
     if not (where / "config.json").is_file():
         parts = expected_seconds(chosen, check(chosen))
         if progress:
-            named = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in parts.items())
-            _say(f"this run takes about {_clock(sum(parts.values()))} here: {named}")
-            _say(f"trying it once, report included, on two updates; then see {where / 'report.html'} grow")
+            clock = tqdm.format_interval
+            named = ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts.items())
+            print(
+                f"this run takes about {clock(sum(parts.values()))} here: {named}",
+                f"trying it once, report included, on two updates; then see {where / 'report.html'} grow",
+                sep="\n",
+                file=sys.stderr,
+                flush=True,
+            )
         _rehearse(chosen)
 
     def trained() -> None:
@@ -63,15 +69,6 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
             _write_preview(chosen)
 
     return write_report(finish(chosen, progress, trained=trained), progress)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds, as progress bars show them."""
-    return tqdm.format_interval(seconds)
 
 
 def _rehearse(run: Run) -> None:

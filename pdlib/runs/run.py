@@ -245,7 +245,7 @@ def finish(
 ) -> Run:
     """What is left to do of a run; all that can fail is tried before anything is written.
 
-    ``trained`` is called after each network.
+    ``trained`` is called after each network that was missing.
     """
     given = check(run)
     if run.finished and load_run(run.folder, run.settings.device) == run:

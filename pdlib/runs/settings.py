@@ -47,7 +47,7 @@ NETWORK = ("width", "multipliers", "blocks", "attention", "heads", "dropout", "m
 
 Steps = Annotated[int, Field(ge=1, le=65536)]
 SomeUpdates = Annotated[int, Field(ge=0, le=10**8)]
-_STAGE, _UPDATES, _RATE = r"[1-9][0-9]{0,4}", r"[1-9][0-9]{0,7}", r"[0-9]{1,4}(\.[0-9]{1,20})?(e-?[0-9]{1,2})?"
+_STAGE, _UPDATES, _RATE = r"[1-9][0-9]{0,4}", r"[1-9][0-9]{0,7}", r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 StageUpdates = Annotated[str, Field(pattern=rf"^{_UPDATES}(,{_STAGE}:{_UPDATES})*$", examples=["450,2:600,1:600"])]
 StageRates = Annotated[str, Field(pattern=rf"^{_RATE}(,{_STAGE}:{_RATE})*$", examples=["0.0005,2:0.001,1:0.002"])]
 Rate = Annotated[float, Field(ge=1e-12, le=1e3)]
@@ -250,7 +250,7 @@ def parse_setting(text: str) -> tuple[str, str]:
 
 _SMOKE = "steps=8 teacher_updates=300 stage_updates=60 batch_size=64 learning_rate=3e-3 ema=0.98 stage_ema=0.9"
 _STUDY = "steps=16 teacher_updates=1500 stage_updates=150 ema=0.995 stage_ema=0.97 noise_seeds=4 curves=distilled"
-_SMALL = "width=16 mlp_width=64 stage_learning_rate=5e-4"
+_SMALL = "width=16 mlp_width=64"
 PRESETS: dict[str, dict[str, str]] = {
     "default": {},
     "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} noise_seeds=2 images_per_seed=128".split())),
@@ -273,7 +273,6 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
         top, width = config.pop("skip_top", False), config.get("width", 32)
         config["missing"] = int(top) if isinstance(top, bool) else top
         config["mlp_width"] = 4 * width if isinstance(width, int) else width
-        config = {"stage_learning_rate": 5e-4, "curves": CURVES} | config
         if config.pop("weights", "ema") == "raw":
             config["stage_ema"] = 0.0
     return settings_to_json(Settings(**config))
