@@ -49,7 +49,7 @@ def sweep(
     others, deaths = set(multiprocessing.active_children()), 0
     # "spawn" starts clean processes: a forked one would inherit this one's threads in an unknown state.
     context = multiprocessing.get_context("spawn")
-    with tqdm(total=len(waiting), desc=Path(folder).name, unit="run", disable=not progress) as bar:
+    with tqdm(total=len(waiting), desc=Path(folder).name, unit="run", disable=not (progress and waiting)) as bar:
         while waiting:
             count = min(workers or joblib.cpu_count(), len(waiting))
             pool = ProcessPoolExecutor(count, context, initializer=_start_worker)
