@@ -15,8 +15,8 @@ test: .venv/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
-	$(BIN)/python -m pytest -q --durations=10
-	$(BIN)/python -m pytest -q --nbval $(QUICK)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval $(QUICK)
 
 lab: .venv/installed-all
 	$(BIN)/jupyter lab notebooks

@@ -1,13 +1,15 @@
 """Pictures: one colour for one thing throughout, told apart by the colour-blind too.
 
-Every function returns the figure that it makes, but for :func:`draw_rows`, which draws into axes of yours.
+Every function returns the figure that it makes, but for :func:`draw_rows`, which draws into axes of yours, and
+:func:`knobs`, which shows the one that you draw.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -20,11 +22,16 @@ from torch import Tensor
 
 from pdlib.files import write_bytes
 
+if TYPE_CHECKING:
+    from ipywidgets import ValueWidget, VBox
+
 __all__ = [
     "COLORS",
     "STYLE",
+    "canvas",
     "draw_rows",
     "image_grid",
+    "knobs",
     "plot_chains",
     "plot_losses",
     "plot_quality",
@@ -232,9 +239,38 @@ def plot_speed(metrics: dict[str, Any]) -> Figure:
     return figure
 
 
-def _new_figure(figsize: tuple[float, float]) -> Figure:
+def canvas(width: float, height: float) -> Figure:
+    """A figure for :func:`knobs`, in inches: axes stand where you put them, without the slow search for a layout."""
+    return _new_figure((width, height), layout="none")
+
+
+def knobs(draw: Callable[..., Figure], **widgets: ValueWidget) -> VBox:
+    """Widgets, and below them the picture that ``draw`` makes of their values, made again whenever one is turned.
+
+    Args:
+        draw: (name=value, …) -> a figure, best a :func:`canvas`.
+        widgets: by the names of its arguments. In a stored notebook, where nothing turns, a line stands for them.
+    """
+    from ipywidgets import Image, VBox
+
+    class Knobs(VBox):
+        def __repr__(self) -> str:
+            return "(knobs, in a running notebook)"
+
+    picture = Image(format="png")
+
+    def redraw(_: Any = None) -> None:
+        picture.value = png(draw(**{name: widget.value for name, widget in widgets.items()}))
+
+    for widget in widgets.values():
+        widget.observe(redraw, "value")
+    redraw()
+    return Knobs([*widgets.values(), picture])
+
+
+def _new_figure(figsize: tuple[float, float], **options: Any) -> Figure:
     """A figure that a notebook shows where it is a cell's value, and nowhere else."""
-    figure = plt.figure(figsize=figsize)
+    figure = plt.figure(figsize=figsize, **options)
     plt.close(figure)
     return figure
 

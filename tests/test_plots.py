@@ -1,7 +1,9 @@
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from ipywidgets import IntSlider
 
 from pdlib import metrics, plots
 
@@ -121,3 +123,22 @@ def test_drawing_changes_no_global_style():
     with matplotlib.rc_context():
         plots.use_style()
         assert matplotlib.rcParams["axes.spines.top"] is False
+
+
+def test_a_picture_follows_its_knobs():
+    asked = []
+
+    def draw(height):
+        asked.append(height)
+        figure = plots.canvas(1, height)
+        figure.add_axes((0, 0, 1, 1))
+        return figure
+
+    slider = IntSlider(1, 1, 3)
+    *_, picture = plots.knobs(draw, height=slider).children
+    first = bytes(picture.value)
+    slider.value = 2
+    assert asked == [1, 2]
+    assert first.startswith(b"\x89PNG")
+    assert bytes(picture.value) != first
+    assert not plt.get_fignums()
