@@ -44,9 +44,9 @@ PLACES = ("data", "teacher", "device")  # what is found there is part of a run, 
 
 
 def runs_folder() -> Path:
-    """``runs/`` here, or in the folder above where only that is there, as for a notebook in ``notebooks/``."""
-    here, above = Path("runs"), Path("..") / "runs"
-    return above if above.is_dir() and not here.is_dir() else here
+    """``runs/`` here, or in a folder above where only that is there, as for a notebook in ``notebooks/side_roads/``."""
+    places = [Path("runs"), Path("../runs"), Path("../../runs")]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def default_folder(preset: str = "default", **overrides: Any) -> Path:

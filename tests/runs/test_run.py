@@ -59,10 +59,12 @@ def test_opening_a_run_gives_its_settings(whole, tmp_path):
 
 
 def test_runs_are_kept_in_one_place_also_from_a_folder_below(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
+    (tmp_path / "notebooks" / "side_roads").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks" / "side_roads")
     assert str(default_folder("smoke", seed=1)) == "runs/smoke-seed=1"
     (tmp_path / "runs").mkdir()
+    assert str(default_folder("smoke", seed=1)) == "../../runs/smoke-seed=1"
+    monkeypatch.chdir(tmp_path / "notebooks")
     assert str(default_folder("smoke", seed=1)) == "../runs/smoke-seed=1"
     (tmp_path / "notebooks" / "runs").mkdir()
     assert str(default_folder("smoke", seed=1, device="cuda")) == "runs/smoke-seed=1"
