@@ -50,9 +50,7 @@ def test_it_holds_no_path_of_the_machine_that_made_it(stored):
     assert re.findall(r"(?<![\w.])/(?:home|work|tmp|root|Users)/[\w.]+", nbformat.writes(stored)) == []
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not re.match(r"0[56]_", name)])
-def test_no_cell_is_long(name):
-    stored = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+def test_no_cell_is_long(stored):
     assert max(len(cell.source.splitlines()) for cell in code_cells(stored)) <= 25
 
 
@@ -63,10 +61,10 @@ def prose(notebook):
 
 
 def test_the_main_road_is_short():
-    words = {path.name: prose(nbformat.read(path, as_version=4)) for path in ROOT.glob("notebooks/0[1-4]_*.ipynb")}
-    assert len(words) == 4
+    words = {path.name: prose(nbformat.read(path, as_version=4)) for path in ROOT.glob("notebooks/0[1-68]_*.ipynb")}
+    assert len(words) == 7
     assert max(words.values()) <= 2000, words
-    assert sum(words.values()) <= 7_000, words
+    assert sum(words.values()) <= 12_000, words
 
 
 # Exercises, as they are stored.
