@@ -20,7 +20,7 @@ from pdlib.networks import MLP, UNet
 from pdlib.objectives import Clean, Objective
 from pdlib.predictions import output_channels
 from pdlib.runs.settings import Settings, SettingsError
-from pdlib.training import Session, Trained, fit
+from pdlib.training import Session, Trained, TrainingSettings, fit
 
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
@@ -74,13 +74,14 @@ def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
     s, x = run.settings, run.data.x.to(run.settings.device)
     denoiser = given or new_denoiser(s, run.data)
 
-    def update(objective: Objective) -> float:
-        few = replace(s.teacher_training, updates=3)
+    def update(objective: Objective, training: TrainingSettings) -> float:
+        few = replace(training, updates=3)
         tried = [fit(copy.deepcopy(denoiser), objective, x, few, Session(progress=False)) for _ in range(2)]
         return tried[-1].seconds / few.updates  # the first is slower than all that follow
 
-    clean, grids = update(Objective(Clean(), None, s.loss_weighting)), s.grid.down_to(s.end_steps)
-    stage = update(Objective(METHODS[s.method](denoiser, grids[0]), grids[0], s.loss_weighting)) if grids else 0.0
+    clean, stage = update(Objective(Clean(), None, s.loss_weighting), s.teacher_training), 0.0
+    for grid in (grids := s.grid.down_to(s.end_steps))[:1]:
+        stage = update(Objective(METHODS[s.method](denoiser, grid), grid, s.loss_weighting), s.stage_training(grid))
     z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
     with torch.no_grad():
         for _ in range(2):

@@ -78,10 +78,15 @@ class Settings(BaseModel):
     end_steps: Steps = Field(1, description="N of the last student; the teacher's for no students")
     discrete_teacher: bool = Field(False, description="train the teacher at t = i/N, not in continuous time")
     teacher_updates: int = Field(3000, ge=1, le=10**8, description="parameter updates of the teacher")
-    stage_updates: StageUpdates = Field("450,4:600,2:600,1:600", description="of a student; N:updates where others")
+    stage_updates: StageUpdates = Field(
+        "800,16:1200,8:2200,4:3200,2:4000,1:5200", description="of a student; N:updates where others"
+    )
     batch_size: int = Field(128, ge=1, le=65536, description="examples per update")
+    stage_batch_size: int = Field(32, ge=0, le=65536, description="of a student; 0 for the teacher's")
     learning_rate: Rate = Field(1e-3, description="the teacher's highest learning rate")
-    stage_learning_rate: StageRates = Field("0.0005", description="of a student, at its highest; N:rate where others")
+    stage_learning_rate: StageRates = Field(
+        "0.0002,8:0.0003,4:0.0004,2:0.0005,1:0.0007", description="of a student, at its highest; N:rate where others"
+    )
     warmup: SomeUpdates = Field(100, description="updates over which the teacher's learning rate rises")
     stage_warmup: SomeUpdates = Field(20, description="updates over which a student's learning rate rises")
     anneal: Literal["linear", "cosine", "constant"] = Field("linear", description="how learning rates fall")
@@ -99,7 +104,7 @@ class Settings(BaseModel):
     sampler_variance: float = Field(0.0, ge=0, le=1, description="of the stochastic sampler: 0 small, 1 large")
     noise_seeds: int = Field(10, ge=2, le=10**4, description="evaluations, each with noise of its own")
     images_per_seed: int = Field(512, ge=65, le=10**6, description="images generated for each of them")
-    curves: tuple[Curve, ...] = Field(CURVES, min_length=1, description="what is evaluated; distilled comes first")
+    curves: tuple[Curve, ...] = Field(CURVES[:2], min_length=1, description="what is evaluated; distilled comes first")
     seed: int = Field(0, ge=0, le=2**43, description="of weights, batches, times and noise")
     device: str = Field("cpu", min_length=1, description="where to compute; no part of what a run is")
 
@@ -212,6 +217,7 @@ class Settings(BaseModel):
         """How the student for a grid is trained."""
         updates, rate = (_at(text, grid.N) for text in (self.stage_updates, self.stage_learning_rate))
         own = {"learning_rate": float(rate), "warmup": self.stage_warmup, "ema": self.stage_ema}
+        own["batch_size"] = self.stage_batch_size or self.batch_size
         return replace(self.teacher_training, updates=int(updates), **own)
 
 
@@ -250,10 +256,11 @@ def parse_setting(text: str) -> tuple[str, str]:
 
 _SMOKE = "steps=8 teacher_updates=300 stage_updates=60 batch_size=64 learning_rate=3e-3 ema=0.98 stage_ema=0.9"
 _STUDY = "steps=16 teacher_updates=1500 stage_updates=150 ema=0.995 stage_ema=0.97 noise_seeds=4 curves=distilled"
-_SMALL = "width=16 mlp_width=64"
+_ROUGH = f"noise_seeds=2 images_per_seed=128 curves={','.join(CURVES)}"
+_SMALL = "width=16 mlp_width=64 stage_learning_rate=0.0005 stage_batch_size=0"
 PRESETS: dict[str, dict[str, str]] = {
     "default": {},
-    "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} noise_seeds=2 images_per_seed=128".split())),
+    "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} {_ROUGH}".split())),
     "study": dict(map(parse_setting, f"{_STUDY} {_SMALL}".split())),
 }
 """Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs."""
@@ -266,8 +273,9 @@ def settings_to_json(settings: Settings) -> dict[str, Any]:
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """A config.json's settings, checked, under today's names; the first edition's mean the same run as then."""
-    config = {name: value for name, value in config.items() if name != "device"}
+    config = {"stage_batch_size": 0} | {name: value for name, value in config.items() if name != "device"}
     if "missing" not in config:
+        config = {"stage_learning_rate": 0.0005, "curves": CURVES} | config
         updates, few = config.get("stage_updates", 450), config.pop("few_step_updates", 600)
         config["stage_updates"] = updates if few in (None, updates) else f"{updates},4:{few},2:{few},1:{few}"
         top, width = config.pop("skip_top", False), config.get("width", 32)
