@@ -64,7 +64,7 @@ def main() -> None:
     data = load_data(settings.data)
     teacher = new_denoiser(settings, data).eval().requires_grad_(False)
     training = replace(settings.stage_training(Grid(settings.steps).halved()), updates=UPDATES, warmup=100)
-    z, time_input = data.x[: settings.batch_size], torch.rand(settings.batch_size)
+    z, time_input = data.x[: training.batch_size], torch.rand(training.batch_size)
 
     student = copy.deepcopy(teacher.network).train().requires_grad_(True)
     optimizer = torch.optim.Adam(student.parameters(), fused=True)
@@ -111,7 +111,7 @@ def main() -> None:
         "forward_gflops": counter.get_total_flops() / statistics.median(times["forward"]) / 1e9,
         "matrix_product_gflops": 2 * 1024**3 / statistics.median(times["product"]) / 1e9,
         "parameters": sum(value.numel() for value in teacher.network.parameters()),
-        "batch_size": settings.batch_size,
+        "batch_size": training.batch_size,
         "machine": machine(),
     }
     low, high = result["update_over_floor_quartiles"]

@@ -61,10 +61,10 @@ def prose(notebook):
 
 
 def test_the_main_road_is_short():
-    words = {path.name: prose(nbformat.read(path, as_version=4)) for path in ROOT.glob("notebooks/0[1-68]_*.ipynb")}
-    assert len(words) == 7
+    words = {path.name: prose(nbformat.read(path, as_version=4)) for path in ROOT.glob("notebooks/0[1-8]_*.ipynb")}
+    assert len(words) == 8
     assert max(words.values()) <= 2000, words
-    assert sum(words.values()) <= 12_000, words
+    assert sum(words.values()) <= 14_000, words
 
 
 # Exercises, as they are stored.
