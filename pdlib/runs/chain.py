@@ -80,8 +80,9 @@ def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
         return tried[-1].seconds / few.updates  # the first is slower than all that follow
 
     clean, stage = update(Objective(Clean(), None, s.loss_weighting), s.teacher_training), 0.0
-    for grid in (grids := s.grid.down_to(s.end_steps))[:1]:
-        stage = update(Objective(METHODS[s.method](denoiser, grid), grid, s.loss_weighting), s.stage_training(grid))
+    if grids := s.grid.down_to(s.end_steps):
+        target, training = METHODS[s.method](denoiser, grids[0]), s.stage_training(grids[0])
+        stage = update(Objective(target, grids[0], s.loss_weighting), training)
     z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
     with torch.no_grad():
         for _ in range(2):

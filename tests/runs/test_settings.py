@@ -206,6 +206,11 @@ def test_a_folder_of_the_first_edition_is_the_same_run(changed, today):
     assert upgraded(upgraded(FIRST | changed)) == upgraded(FIRST | changed)
 
 
+def test_a_folder_from_before_students_had_a_batch_size_of_their_own_is_the_same_run():
+    then = settings_to_json(make_settings(**THEN))
+    assert upgraded({name: value for name, value in then.items() if name != "stage_batch_size"}) == then
+
+
 def test_a_first_edition_run_of_a_given_teacher_is_one_now():
     config = upgraded(FIRST | {"teacher": "../t", "width": 16, "multipliers": [1, 2]})
     assert config["teacher"] == "../t"

@@ -95,7 +95,7 @@ def killed(folder, times):
 
 
 def test_a_worker_that_is_killed_is_replaced(swept, tmp_path):
-    runs = killed(tmp_path, ["once"])
+    runs = killed(tmp_path, range(1))
     assert all(run.finished for run in runs.values())
     assert same_networks(runs["b"].folder, swept[1]["seed-1"].folder, NETWORKS)
 
