@@ -2,13 +2,14 @@
 
 A trained network, a closed-form denoiser (:mod:`pdlib.exact`), a distilled student or a model of
 another library are all it. The sampler and the distillation target also read its ``schedule``.
-What changes a denoiser is a denoiser that wraps one, such as :class:`Confined`.
+What changes a denoiser is a denoiser that wraps one: :class:`Confined`, :class:`Guided`, :class:`OfClasses`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from pdlib.networks import NETWORKS, network_from_config
 from pdlib.predictions import PREDICTIONS, output_channels, x_from_output
 from pdlib.schedules import Schedule, schedule_from_config
 
-__all__ = ["Confined", "Denoiser", "DenoiserLike"]
+__all__ = ["Confined", "Denoiser", "DenoiserLike", "Guided", "OfClasses"]
 
 
 class DenoiserLike(Protocol):
@@ -42,8 +43,9 @@ class Denoiser(nn.Module):
     """A network together with what its output means and what it was made for.
 
     Args:
-        network: any module that maps (z, time) to an output, time being (2/π) arctan(exp(−λ/2)) in [0, 1]; one that
-            is to be saved, or to change its prediction, is a :class:`pdlib.networks.Network`.
+        network: any module that maps (z, time) to an output, time being (2/π) arctan(exp(−λ/2)) in [0, 1], and a third
+            argument, the labels, where it is class-conditional; one that is to be saved, or to change its prediction,
+            is a :class:`pdlib.networks.Network`.
         prediction: one of :data:`pdlib.predictions.PREDICTIONS`.
         schedule: gives α_t and σ_t.
         grid: the sampling steps that it was made for, if any.
@@ -67,13 +69,18 @@ class Denoiser(nn.Module):
         self.network, self.prediction, self.schedule = network, prediction, schedule
         self.grid, self.shape = grid, None if shape is None else tuple(shape)
 
-    def output(self, z: Tensor, t: Tensor) -> Tensor:
-        """The network's own output, before it is turned into x̂."""
-        return self.network(z, self.schedule.angle(t) * (2 / math.pi))
+    @property
+    def classes(self) -> int | None:
+        """How many classes its network tells apart, one for "of no class" counted; ``None`` where it knows of none."""
+        return getattr(self.network, "classes", None)
 
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        """x̂, of z's shape. z: (batch, …); t: (batch,) in [0, 1]."""
-        return x_from_output(self.prediction, self.output(z, t), z, *self.schedule.alpha_sigma(t))
+    def output(self, z: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        """The network's own output, before it is turned into x̂."""
+        return self.network(z, self.schedule.angle(t) * (2 / math.pi), *labels)
+
+    def forward(self, z: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        """x̂, of z's shape. z: (batch, …); t: (batch,) in [0, 1]; labels of a class-conditional one: (batch,), int64."""
+        return x_from_output(self.prediction, self.output(z, t, *labels), z, *self.schedule.alpha_sigma(t))
 
     def student(self, prediction: str | None = None, grid: Grid | None = None, seed: int = 0) -> Denoiser:
         """A copy to be trained, θ ← η: by default of the same prediction, made for the same grid.
@@ -162,7 +169,20 @@ class Denoiser(nn.Module):
         return config
 
 
-class Confined(nn.Module):
+class _Wrapper(nn.Module):
+    """What a denoiser that wraps one takes over from it."""
+
+    def __init__(self, denoiser: DenoiserLike):
+        super().__init__()
+        self.denoiser, self.schedule = denoiser, denoiser.schedule
+        self.grid, self.shape = getattr(denoiser, "grid", None), getattr(denoiser, "shape", None)
+
+    def student(self, *arguments: Any, **options: Any) -> Denoiser:
+        """A student of the denoiser itself, see :meth:`Denoiser.student`: it learns from what wraps it."""
+        return self.denoiser.student(*arguments, **options)
+
+
+class Confined(_Wrapper):
     """A denoiser whose every x̂ is confined to [−limit, limit]; images lie in [−1, 1].
 
     Args:
@@ -171,16 +191,52 @@ class Confined(nn.Module):
     """
 
     def __init__(self, denoiser: DenoiserLike, limit: float | None):
-        super().__init__()
-        self.denoiser, self.limit = denoiser, limit
-        self.schedule = denoiser.schedule
-        self.grid, self.shape = getattr(denoiser, "grid", None), getattr(denoiser, "shape", None)
+        super().__init__(denoiser)
+        self.limit = limit
+
+    def forward(self, z: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+        """x̂, of z's shape."""
+        x_hat = self.denoiser(z, t, *labels)
+        return x_hat if self.limit is None else x_hat.clamp(-self.limit, self.limit)
+
+
+class Guided(_Wrapper):
+    """Classifier-free guidance: x̂ = x̂_uncond + w (x̂_cond − x̂_uncond), away from what every class has in common.
+
+    Ho & Salimans 2022, equation 6, where w here is 1 + w there. On x̂, ε̂ or v̂ it comes to the same: each is an affine
+    function of the others at one z_t.
+
+    Args:
+        denoiser: a class-conditional one, (z, t, labels) -> x̂, which also knows a label for "of no class".
+        weight: w; 1 for no guidance, 0 for no class.
+        no_class: that label, as a rule the last.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, weight: float, no_class: int):
+        super().__init__(denoiser)
+        self.weight, self.no_class = weight, no_class
+
+    def forward(self, z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """x̂, of z's shape. labels: (batch,), int64."""
+        both = torch.cat([labels, torch.full_like(labels, self.no_class)])
+        conditional, unconditional = self.denoiser(z.repeat(2, *[1] * (z.ndim - 1)), t.repeat(2), both).chunk(2)
+        return unconditional + self.weight * (conditional - unconditional)
+
+
+class OfClasses(_Wrapper):
+    """A class-conditional denoiser bound to labels: a denoiser of (z, t) like any other.
+
+    Args:
+        denoiser: (z, t, labels) -> x̂.
+        classes: one label for all rows of z; or several, the k-th row's being the k-th, over and over: the labels of a
+            batch, or ``range(10)`` for ten classes in turn.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, classes: int | Sequence[int] | Tensor):
+        super().__init__(denoiser)
+        self.classes = torch.as_tensor(classes).flatten()
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """x̂, of z's shape."""
-        x_hat = self.denoiser(z, t)
-        return x_hat if self.limit is None else x_hat.clamp(-self.limit, self.limit)
-
-    def student(self, *arguments: Any, **options: Any) -> Denoiser:
-        """A student of the denoiser itself, see :meth:`Denoiser.student`: it learns from what is confined."""
-        return self.denoiser.student(*arguments, **options)
+        rows = torch.arange(len(z), device=z.device) % len(self.classes)
+        return self.denoiser(z, t, self.classes.to(z.device)[rows])

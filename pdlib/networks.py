@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import pkgutil
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,8 +35,11 @@ class Network(Protocol):
     """JSON-ready: ``name``, its entry in :data:`NETWORKS`, and the arguments that build it again; among them
     ``channels`` of z and ``out_channels`` of the output."""
 
-    def __call__(self, z: Tensor, time: Tensor) -> Tensor:
-        """The output for z of shape (batch, channels, …) at ``time`` of shape (batch,) in [0, 1]."""
+    def __call__(self, z: Tensor, time: Tensor, *labels: Tensor) -> Tensor:
+        """The output for z of shape (batch, channels, …) at ``time`` of shape (batch,) in [0, 1].
+
+        A class-conditional one takes ``labels``, shape (batch,), and has ``classes``, their number.
+        """
         ...
 
 
@@ -232,8 +236,13 @@ class MLP(nn.Module):
         return self.last(h)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "mlp": MLP}
-"""Every network that can be built again, by the name in its config. A new one is one entry."""
+NETWORKS: dict[str, Callable[..., nn.Module] | str] = {
+    "unet": UNet,
+    "mlp": MLP,
+    "unet2d": "pdlib.interop.diffusers:UNet2D",
+}
+"""Every network that can be built again, by the name in its config: a class, or where it is imported from when it is
+asked for, as "module:class". A new one is one entry."""
 
 
 def network_from_config(config: dict[str, Any]) -> nn.Module:
@@ -246,11 +255,13 @@ def network_from_config(config: dict[str, Any]) -> nn.Module:
     name = arguments.pop("name", None)
     if name not in NETWORKS:
         raise ValueError(f"{unknown('network', name, NETWORKS)}; add yours to pdlib.networks.NETWORKS")
+    build = NETWORKS[name]
+    build = pkgutil.resolve_name(build) if isinstance(build, str) else build
     try:
-        inspect.signature(NETWORKS[name]).bind(**arguments)
+        inspect.signature(build).bind(**arguments)
     except TypeError as error:
         raise ValueError(f"network={name!r}: {error}") from error
-    return NETWORKS[name](**arguments)
+    return build(**arguments)
 
 
 def _apply(part: nn.ModuleList, h: Tensor, time: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pdlib.denoiser import DenoiserLike
+from pdlib.denoiser import DenoiserLike, OfClasses
 from pdlib.grids import Grid
 from pdlib.sampling import ddim_step
 from pdlib.schedules import diffuse, expand
 from pdlib.weightings import Weighting, on_grid, weight
 
-__all__ = ["Answer", "Clean", "Objective", "Target", "TwoSteps", "distillation_target"]
+__all__ = ["Answer", "Clean", "Objective", "PerClass", "Target", "TwoSteps", "distillation_target"]
 
 Target = Callable[[Tensor, Tensor, Tensor, DenoiserLike], Tensor]
 """(x, z_t, t, the student's average) -> x̃, of x's shape: what the student is to say at z_t. It gets no gradient."""
@@ -65,6 +65,28 @@ class Objective:
         if self.grid is not None:
             return self.grid.draw(count, generator)
         return 1 - torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """An objective of class-conditional denoisers: in each update all are bound to the labels of its batch.
+
+    Its data are pairs: a ``torch.utils.data.TensorDataset`` of examples and labels.
+
+    Args:
+        teacher: (z, t, labels) -> x̂, or ``None`` where the target needs none.
+        objective: the teacher, bound to the batch's labels -> the objective.
+    """
+
+    teacher: DenoiserLike | None
+    objective: Callable[[DenoiserLike | None], Objective]
+
+    def __call__(
+        self, student: DenoiserLike, average: DenoiserLike, batch: tuple[Tensor, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        x, labels = batch
+        teacher = None if self.teacher is None else OfClasses(self.teacher, labels)
+        return self.objective(teacher)(OfClasses(student, labels), OfClasses(average, labels), x, generator)
 
 
 @dataclass(frozen=True)

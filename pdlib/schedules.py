@@ -242,6 +242,25 @@ class DiscreteSchedule(Schedule):
         """Stable Diffusion's: √β_i equally spaced. With the defaults α_T ≈ 0.068."""
         return cls((1 - torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2).cumprod(0))
 
+    def for_steps(self, steps: int, log_snr_min: float | None = None) -> DiscreteSchedule:
+        """A part of it with a multiple of N grid points, on which a grid of N steps lies, and so do its halves.
+
+        Args:
+            steps: N.
+            log_snr_min: where it is to end, at the latest; what must go besides for a multiple goes there too. Without
+                it the end stays, and what must go goes at the clean side.
+
+        Raises:
+            ValueError: where fewer than N values are left.
+        """
+        alpha_bar = self.alpha_bar
+        kept = alpha_bar if log_snr_min is None else alpha_bar[torch.logit(alpha_bar) >= log_snr_min]
+        left_out, count = len(kept) % steps, len(kept)
+        if count < steps:
+            raise ValueError(f"steps={steps}: of its {self.T} values {count} have λ ≥ {log_snr_min}: take fewer steps")
+        kept = kept[left_out:] if count == self.T else kept[: count - left_out]
+        return DiscreteSchedule(kept, self.alpha_bar_0)
+
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The grid index at or below t, and how far t lies towards the next, in [0, 1]."""
         position = t.double().to(self._angle.device) * self.T

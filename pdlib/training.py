@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
 from pdlib.files import DamagedFileError, digest, named, read_tensors, write_tensors
-from pdlib.objectives import Objective
+from pdlib.objectives import Objective, PerClass
 
 __all__ = ["NotFiniteError", "Session", "Trained", "TrainingSettings", "fit"]
 
@@ -95,7 +96,11 @@ class Trained:
 
 
 def fit(
-    denoiser: nn.Module, objective: Objective, data: Tensor, settings: TrainingSettings, session: Session = Session()
+    denoiser: nn.Module,
+    objective: Objective | PerClass,
+    data: Tensor | TensorDataset,
+    settings: TrainingSettings,
+    session: Session = Session(),
 ) -> Trained:
     """Minimise an objective over batches of data, in place, and return the result.
 
@@ -104,7 +109,8 @@ def fit(
     Args:
         denoiser: a module (z, t) -> x̂ with a schedule; its device decides where.
         objective: (denoiser, its average, batch of x, generator) -> scalar loss, see :mod:`pdlib.objectives`.
-        data: clean data on that device, shape (n, …).
+        data: clean data on that device, shape (n, …); or pairs of them and labels, see
+            :class:`pdlib.objectives.PerClass`.
         settings: how to train.
         session: what to show and to keep.
 
@@ -118,24 +124,25 @@ def fit(
     denoiser.train().requires_grad_(True)
     average, blend = copy.deepcopy(denoiser).eval(), get_ema_multi_avg_fn(settings.ema)
     parameters, averaged = list(denoiser.parameters()), list(average.parameters())
+    device = parameters[0].device
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-    generator = torch.Generator(data.device).manual_seed(settings.seed)
+    generator = torch.Generator(device).manual_seed(settings.seed)
     losses, norms = torch.zeros(settings.updates), torch.zeros(settings.updates)
     state = _State(denoiser, average, optimizer, generator, losses, norms)
     # Dropout takes no generator. torch.manual_seed would queue a seed for every device that was never used.
-    dropout = torch.default_generator if data.device.type == "cpu" else torch
+    dropout = torch.default_generator if device.type == "cpu" else torch
     first, seconds = 0, 0.0
     if checkpoint is not None and checkpoint.is_file():
         first, seconds = state.load(checkpoint, fingerprint)
     started = saved = time.monotonic()
     look = {"desc": session.label, "unit": "update", "mininterval": 0.5, "disable": not session.progress}
     bar = tqdm(total=settings.updates, initial=first, **look)
-    with bar, torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
+    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for update in range(first, settings.updates):
             dropout.manual_seed((settings.seed * 1_000_003 + update) % 2**63)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(update)
-            batch = torch.randint(len(data), (settings.batch_size,), generator=generator, device=data.device)
+            batch = torch.randint(len(data), (settings.batch_size,), generator=generator, device=device)
             optimizer.zero_grad(set_to_none=True)
             value = objective(denoiser, average, data[batch], generator)
             value.backward()

@@ -1,0 +1,44 @@
+"""Other libraries' models in and out: for all else here they are denoisers like any other."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from pdlib.denoiser import Denoiser
+
+__all__ = ["InteropError", "is_foreign", "open_denoiser"]
+
+
+class InteropError(ValueError):
+    """A model of another library cannot be read, or ours cannot be written for it; the message says what can."""
+
+
+def is_foreign(place: str | Path) -> bool:
+    """Whether a place is a folder that another library wrote, or a name on its hub (owner/name), and not ours."""
+    folder = Path(place).expanduser()
+    if not folder.exists():
+        return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(place)) is not None and not Path(folder.parts[0]).is_dir()
+    if (folder / "model_index.json").is_file():
+        return True
+    try:
+        return "_class_name" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def open_denoiser(place: str | Path, device: torch.device | str = "cpu") -> Denoiser:
+    """A denoiser of whoever's: of ours as :meth:`pdlib.denoiser.Denoiser.load` opens it, or a foreign one.
+
+    Raises:
+        InteropError: for a foreign one that cannot be read, or where the package that reads it is missing.
+        FileNotFoundError, DamagedFileError: as in :meth:`pdlib.denoiser.Denoiser.load`.
+    """
+    if not is_foreign(place):
+        return Denoiser.load(place, device)
+    from pdlib.interop.diffusers import load
+
+    return load(place, device=device)
