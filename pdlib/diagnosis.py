@@ -1,4 +1,7 @@
-"""The diagnosis: names the known mistakes that ruin few-step samplers, each with the number that gives it away."""
+"""The diagnosis: names the known mistakes that ruin few-step samplers, each with the number that gives it away.
+
+What settings cannot tell is measured on images: x̂'s error beside trivial answers, and a student's beside its teacher.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pdlib.denoiser import DenoiserLike
+from pdlib.denoiser import Denoiser, DenoiserLike, OfClasses
 from pdlib.grids import Grid
+from pdlib.objectives import distillation_target
+from pdlib.predictions import PREDICTIONS
+from pdlib.schedules import DiscreteSchedule, diffuse, expand
 from pdlib.weightings import Weighting, on_grid
 
-__all__ = ["CULPRITS", "Finding", "diagnose"]
+__all__ = [
+    "CULPRITS",
+    "Finding",
+    "diagnose",
+    "diagnose_student",
+    "labelled",
+    "measured_times",
+    "residuals",
+    "x_errors",
+]
 
 CULPRITS = ("wrong top time", "terminal SNR", "dead steps", "unbounded targets")
 """The known mistakes, by the names that :func:`diagnose` gives them."""
@@ -27,9 +42,11 @@ class Finding:
     """The number that gives it away."""
     explanation: str
     """What the number is, what it does, and what to do about it."""
+    line: str = ""
+    """The line of a config that mends it, where one does."""
 
     def __str__(self) -> str:
-        return f"{self.culprit}: {self.explanation}"
+        return f"{self.culprit}: {self.explanation}{self.line and f' In its config: {self.line}'}"
 
 
 def diagnose(
@@ -101,6 +118,117 @@ def diagnose(
         ),
     )
     return [Finding(*finding) for applies, *finding in known if applies]
+
+
+@torch.no_grad()
+def x_errors(denoiser: DenoiserLike, x: Tensor, times: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """The mean square error of x̂ at each of some times, beside that of answers that need no network.
+
+    Args:
+        denoiser: the denoiser.
+        x: images, shape (n, …); a few hundred are enough.
+        times: shape (k,), in (0, 1].
+        seed: of the noise.
+
+    Returns:
+        By name, each of shape (k,) in float64: ``network``; ``zero``, x̂ = 0; ``mean``, x̂ = the images' mean;
+        ``eps = z``, all of z is noise; ``eps = 0``, none of it is. The last two are infinite where α = 0.
+    """
+    generator, found = torch.Generator(x.device).manual_seed(seed), []
+    for time in times:
+        t = time.double().expand(len(x)).to(x.device)
+        z, _ = diffuse(x, t, denoiser.schedule, generator)
+        alpha, sigma = (expand(part, x) for part in denoiser.schedule.alpha_sigma(t))
+        answers = {
+            "network": denoiser(z, t),
+            "zero": torch.zeros_like(x),
+            "mean": x.mean(0, keepdim=True),
+            "eps = z": (1 - sigma) * z / alpha,
+            "eps = 0": z / alpha,
+        }
+        found.append({name: (answer - x).double().square().mean() for name, answer in answers.items()})
+    infinite = torch.tensor(torch.inf)
+    return {name: torch.stack([row[name].nan_to_num(nan=infinite).cpu() for row in found]) for name in found[0]}
+
+
+@torch.no_grad()
+def residuals(student: DenoiserLike, teacher: DenoiserLike, x: Tensor, seed: int = 0) -> Tensor:
+    """What a student has left to learn at each of its N times: ‖x̃ − x̂‖² over that of a mere copy of its teacher.
+
+    0 for one that has learned all, 1 for one that is as its teacher left it: where a step is dead, or no update was
+    made. x̃ is algorithm 2's, of the teacher's two steps.
+
+    Args:
+        student: made for a grid; on the teacher's schedule.
+        teacher: what it learned from: made for twice as many steps, or for any.
+        x: images, shape (n, …).
+        seed: of the noise.
+
+    Returns:
+        Shape (N,), float64, at t = i/N, i = 1 … N.
+
+    Raises:
+        ValueError: where the student was made for no grid, or is on another schedule than its teacher.
+    """
+    if student.grid is None:
+        raise ValueError("grid: this student was made for no number of steps: give student.grid = Grid(N)")
+    times = Grid(student.grid.N).times
+    ours, theirs = (torch.stack(one.schedule.alpha_sigma(times)) for one in (student, teacher))
+    if (ours - theirs).abs().max() > 1e-4:
+        raise ValueError(
+            f"the student is on {student.schedule}, its teacher on {teacher.schedule}: give its own teacher"
+        )
+    generator, left = torch.Generator(x.device).manual_seed(seed), []
+    for time in times:
+        t = time.expand(len(x)).to(x.device)
+        z, _ = diffuse(x, t, student.schedule, generator)
+        target = distillation_target(teacher, z, t, student.grid.N)
+        missed = [(target - one(z, t)).double().square().mean() for one in (student, teacher)]
+        left.append((missed[0] / missed[1].clamp(min=1e-12)).cpu())
+    return torch.stack(left)
+
+
+def diagnose_student(left: Tensor) -> list[Finding]:
+    """What a student's :func:`residuals` tell of its training; nothing where it has learned half or more at each time.
+
+    - *never trained*: at every time it is as its teacher left it. It was saved before its training, or the student
+      that was trained was never promoted. The figure is what is left, at least.
+    - *dead steps*: so at some of the times only. There its weight is 0, or the grid that it was trained on lacks them.
+    - *too few updates*: nowhere all is left, but somewhere more than half. The figure is what is left, at most.
+    """
+    as_it_was, worst = left > 0.9, left.max().item()
+    if as_it_was.all():
+        text = f"at all its times {left.min():.2f} or more of what its teacher's two steps tell is left to learn: "
+        text += "it is as its teacher left it. It was saved before its training, or never promoted."
+        return [Finding("never trained", left.min().item(), text)]
+    if not (left > 0.5).any():
+        return []
+    shown = (as_it_was if as_it_was.any() else left > 0.5).nonzero().flatten().flip(0)[:4]
+    times = ", ".join(f"{(i + 1) / len(left):.3g}" for i in shown.tolist())
+    if as_it_was.any():
+        text = f"at t = {times} it is as its teacher left it ({worst:.2f} is left to learn), elsewhere it is not. "
+        return [Finding("dead steps", worst, f"{text}There its weight is 0, or its grid lacks that time.")]
+    text = f"{worst:.2f} of what its teacher's two steps tell is left to learn at t = {times}: train it for longer."
+    return [Finding("too few updates", worst, text)]
+
+
+def labelled(denoiser: Denoiser, labels: Tensor | None) -> DenoiserLike:
+    """A class-conditional denoiser bound to images' labels, or without any to its last, as a rule "of no class"."""
+    if denoiser.classes is None:
+        return denoiser
+    return OfClasses(denoiser, denoiser.classes - 1 if labels is None else labels)
+
+
+def measured_times(denoiser: Denoiser, count: int = 10) -> Tensor:
+    """Evenly spaced times up to t = 1, or, where x̂ has no value at α = 0, to just below; shape (count,), float64.
+
+    Of a :class:`pdlib.schedules.DiscreteSchedule`, times of its own.
+    """
+    schedule = denoiser.schedule
+    T = schedule.T if isinstance(schedule, DiscreteSchedule) else 1000
+    pure_noise = schedule.alpha_sigma(torch.ones(1))[0].item() == 0
+    last = T - 1 if pure_noise and not PREDICTIONS[denoiser.prediction].bounded else T
+    return torch.linspace(T / count, last, count).round().clamp(1).double() / T
 
 
 def _share(weights: Tensor) -> Tensor:

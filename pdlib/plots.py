@@ -33,6 +33,7 @@ __all__ = [
     "image_grid",
     "knobs",
     "plot_chains",
+    "plot_diagnosis",
     "plot_losses",
     "plot_quality",
     "plot_result",
@@ -201,6 +202,39 @@ def plot_result(metrics: dict[str, Any], rows: dict[str, Tensor], noise: Tensor)
 
 
 @matplotlib.rc_context(STYLE)
+def plot_diagnosis(times: Tensor, errors: dict[str, Tensor], left: Tensor | None = None) -> Figure:
+    """x̂'s error by time beside trivial answers, and beside it, of a student, what is left to learn by time.
+
+    Args:
+        times, errors: as :func:`pdlib.diagnosis.x_errors` takes and returns them.
+        left: what :func:`pdlib.diagnosis.residuals` returns.
+    """
+    figure = _new_figure((5.5 if left is None else 10, 3.6))
+    axes, *others = np.atleast_1d(figure.subplots(1, 1 if left is None else 2))
+    lines = {"zero": ":", "mean": "--", "eps = z": "-.", "eps = 0": (0, (1, 3))}
+    labels = {"zero": "x̂ = 0", "mean": "x̂ = mean", "eps = z": "ε̂ = z", "eps = 0": "ε̂ = 0"}
+    for name, line in lines.items():
+        axes.semilogy(times, errors[name], linestyle=line, color=GREY, label=labels[name])
+    axes.semilogy(times, errors["network"], "o-", color=BLUE, label="the network")
+    top = 2 * max(errors["zero"].max().item(), errors["network"].max().item())
+    axes.set(xlabel="time t", ylabel="mean square error of x̂", xlim=(0, 1.02), ylim=(None, top))
+    axes.legend(fontsize=10)
+    for beside in others:
+        steps = len(left)
+        where = torch.arange(1, steps + 1) / steps
+        beside.bar(where, left, width=0.6 / steps, color=BLUE)
+        beside.axhline(1, color=GREY, linestyle="--", label="as its teacher left it")
+        beside.set(
+            xlabel="the student's time t",
+            ylabel="left to learn",
+            xlim=(0, 1 + 0.5 / steps),
+            ylim=(0, max(1.15, 1.1 * left.max().item())),
+        )
+        beside.set_xticks(where, [f"{time:.3g}" for time in where.tolist()])
+        beside.legend(fontsize=10, loc="upper left")
+    return figure
+
+
 def plot_losses(histories: dict[str, Tensor]) -> Figure:
     """The loss of every training against the share of its updates that is done.
 

@@ -10,7 +10,7 @@ import torch
 
 from pdlib.denoiser import Denoiser
 
-__all__ = ["InteropError", "is_foreign", "open_denoiser"]
+__all__ = ["InteropError", "is_foreign", "open_denoiser", "prediction"]
 
 
 class InteropError(ValueError):
@@ -28,6 +28,13 @@ def is_foreign(place: str | Path) -> bool:
         return "_class_name" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def prediction(place: str | Path) -> str:
+    """What a foreign model predicts, by our name; raises as :func:`open_denoiser`."""
+    from pdlib.interop.diffusers import PREDICTION_TYPES, read_folder
+
+    return PREDICTION_TYPES[read_folder(place).prediction_type]
 
 
 def open_denoiser(place: str | Path, device: torch.device | str = "cpu") -> Denoiser:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 if TYPE_CHECKING:
     import diffusers
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "sampling_steps"]
 
 _CITATION = """@inproceedings{salimans2022progressive,
   title = {Progressive Distillation for Fast Sampling of Diffusion Models},
@@ -18,6 +19,15 @@ _CITATION = """@inproceedings{salimans2022progressive,
   booktitle = {International Conference on Learning Representations},
   year = {2022}
 }"""
+
+
+def sampling_steps(card: Path) -> int | None:
+    """For how many steps a folder's model card says that it was made; ``None`` where it does not, or is not there."""
+    try:
+        steps = ModelCard.load(card).data.to_dict().get("sampling_steps")
+    except Exception:  # a card is for people: one that cannot be read is none
+        return None
+    return steps if isinstance(steps, int) and steps > 0 else None
 
 
 def model_card(
@@ -49,6 +59,7 @@ def model_card(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["progressive-distillation", "diffusion"],
+        sampling_steps=steps,
         base_model=teacher if teacher and teacher.count("/") == 1 and not teacher.startswith((".", "/", "~")) else None,
     )
     origin = f" from `{teacher}`" if teacher else ""

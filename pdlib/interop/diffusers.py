@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdlib.denoiser import Denoiser, OfClasses
+from pdlib.denoiser import Confined, Denoiser, DenoiserLike, OfClasses
 from pdlib.files import DamagedFileError, read_json
 from pdlib.grids import Grid
 from pdlib.interop import InteropError
-from pdlib.interop.card import model_card
+from pdlib.interop.card import model_card, sampling_steps
 from pdlib.schedules import DiscreteSchedule, Schedule
 
 try:
@@ -91,11 +91,37 @@ class UNet2D(nn.Module):
         return self.unet(z, self.timestep(time).to(z.dtype), class_labels=labels, return_dict=False)[0]
 
 
-def new_unet2d(channels: int, out_channels: int, unet: Mapping[str, Any], schedule: Schedule, steps: int) -> UNet2D:
-    """An untrained network for a schedule, with about 1000 timesteps: a multiple of ``steps``, so that students of it
-    can be saved. Weights are drawn from torch's own generator."""
-    times = steps * max(1, round(1000 / steps))
-    return UNet2D(channels, out_channels, dict(unet), _angles(schedule, times))
+def new_unet2d(
+    channels: int,
+    out_channels: int,
+    width: int,
+    multipliers: tuple[int, ...],
+    blocks: int,
+    attention: tuple[int, ...] | None,
+    heads: int,
+    dropout: float,
+    *,
+    size: tuple[int, int],
+    schedule: Schedule,
+    steps: int,
+) -> UNet2D:
+    """An untrained network for a schedule, the other arguments those of :class:`pdlib.networks.UNet`.
+
+    It has about 1000 timesteps: a multiple of ``steps``, so that students of it can be saved.
+    """
+    attends = [attention is not None and level in attention for level in range(len(multipliers))]
+    unet = {
+        "sample_size": list(size),
+        "layers_per_block": blocks,
+        "block_out_channels": [width * multiplier for multiplier in multipliers],
+        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],
+        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)],
+        "add_attention": attention is not None,
+        "attention_head_dim": max(1, width * multipliers[-1] // heads),
+        "norm_num_groups": math.gcd(8, width),
+        "dropout": dropout,
+    }
+    return UNet2D(channels, out_channels, unet, _angles(schedule, steps * max(1, round(1000 / steps))))
 
 
 def _angles(schedule: Schedule, T: int) -> list[float]:
@@ -184,8 +210,8 @@ def load(place: str | Path, device: torch.device | str = "cpu") -> Denoiser:
         device: where to.
 
     Returns:
-        The denoiser, made for no grid. A class-conditional one takes labels, see :class:`pdlib.denoiser.OfClasses`.
-        Clipping is the sampler's: see :class:`pdlib.denoiser.Confined`.
+        The denoiser, made for no grid unless its model card says for how many steps. A class-conditional one takes
+        labels, see :class:`pdlib.denoiser.OfClasses`. Clipping is the sampler's: see :class:`pdlib.denoiser.Confined`.
 
     Raises:
         InteropError: as in :func:`read_folder`, and for weights that are pickled, damaged, or do not fit.
@@ -199,7 +225,8 @@ def load(place: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     network = UNet2D(unet.config.in_channels, None, _jsonable(config), _angles(schedule, schedule.T))
     network.unet.load_state_dict(unet.state_dict())
     prediction = PREDICTION_TYPES[contents.prediction_type]
-    denoiser = Denoiser(network, prediction, schedule, None, contents.shape)
+    steps = sampling_steps(contents.folder / "README.md")
+    denoiser = Denoiser(network, prediction, schedule, None if steps is None else Grid(steps), contents.shape)
     return denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
@@ -293,6 +320,16 @@ def scheduler_grid(scheduler: Mapping[str, Any], steps: int) -> SchedulerGrid:
         raise InteropError(f"steps={steps}: {_line(error)}") from error
     pairs = [(i + 1, i + 1 - T // steps) for i in ddim.timesteps.tolist()]
     return SchedulerGrid(steps, pairs=tuple((t / T, (s if s > 0 else last) / T) for t, s in pairs))
+
+
+def as_its_scheduler_samples(place: str | Path, denoiser: Denoiser, steps: int) -> tuple[DenoiserLike, SchedulerGrid]:
+    """A loaded denoiser and the grid, as the folder's own scheduler has its DDIM sampler spaced and clipped.
+
+    With clipping, ε̂ is taken from the clipped x̂: diffusers' ``use_clipped_model_output=True``.
+    """
+    scheduler = read_folder(place).scheduler
+    limit = scheduler.get("clip_sample_range", 1.0) if scheduler.get("clip_sample", True) else None
+    return Confined(denoiser, limit), scheduler_grid(scheduler, steps)
 
 
 def pipeline(student: Denoiser | OfClasses) -> diffusers.DDIMPipeline:
@@ -433,7 +470,7 @@ def _downloaded(name: str) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise InteropError(f"{name} does not exist: give a folder, or a name on the hub (owner/name)")
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
     except Exception as error:  # no network, no such name, no right to it: each of its own kind
         raise InteropError(
             f"{name} is no folder here, and as a name on the hub it could not be had: {_line(error)}; check the name "

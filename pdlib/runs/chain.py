@@ -6,26 +6,30 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import TensorDataset
 
 from pdlib.data import Data
-from pdlib.denoiser import Confined, Denoiser, DenoiserLike
-from pdlib.distillation import METHODS, convert, progressive_distillation
+from pdlib.denoiser import Confined, Denoiser, DenoiserLike, Guided, OfClasses
+from pdlib.distillation import METHODS, progressive_distillation
 from pdlib.files import digest, read_tensors, tensors_digest, write_tensors
 from pdlib.grids import Grid
+from pdlib.interop import is_foreign, open_denoiser
 from pdlib.networks import MLP, UNet
-from pdlib.objectives import Clean, Objective
-from pdlib.predictions import output_channels
-from pdlib.runs.settings import Settings, SettingsError
+from pdlib.objectives import Answer, Clean, Objective, PerClass
+from pdlib.predictions import PREDICTIONS, output_channels
+from pdlib.runs.settings import TEACHER, Settings, SettingsError
+from pdlib.schedules import DiscreteSchedule, Schedule
 from pdlib.training import Session, Trained, TrainingSettings, fit
 
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
 
-__all__ = ["expected_seconds", "given_teacher", "network_digest", "new_denoiser", "train_chain"]
+__all__ = ["as_sampled", "expected_seconds", "given_teacher", "guided", "network_digest", "new_denoiser", "train_chain"]
 
 
 def new_denoiser(settings: Settings, data: Data) -> Denoiser:
@@ -35,17 +39,25 @@ def new_denoiser(settings: Settings, data: Data) -> Denoiser:
     unet = (s.width, s.multipliers, s.blocks, s.attention, s.heads, s.dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
-        network = UNet(channels, outputs, *unet) if data.is_image else MLP(channels, outputs, s.mlp_width)
+        if not data.is_image:
+            network = MLP(channels, outputs, s.mlp_width)
+        elif s.network == "unet2d":
+            from pdlib.interop.diffusers import new_unet2d
+
+            own = {"size": data.shape[1:], "schedule": s.noise_schedule, "steps": s.steps}
+            network = new_unet2d(channels, outputs, *unet, **own)
+        else:
+            network = UNet(channels, outputs, *unet)
     denoiser = Denoiser(network, s.prediction, s.noise_schedule, s.grid, data.shape)
     return denoiser.to(s.device, memory_format=torch.channels_last)
 
 
 def given_teacher(run: Run) -> Denoiser | None:
-    """The teacher that the settings name, with the run's own schedule; none where it is trained, or gone since."""
+    """The teacher that the settings name, on the run's schedule; none where it is trained, or gone since."""
     s, shape = run.settings, run.data.shape
     if s.teacher is None or not (Path(s.teacher).exists() or "teacher" in run.missing):
         return None
-    given = Denoiser.load(s.teacher, s.device)
+    given = open_denoiser(s.teacher, s.device)
     if given.prediction != s.prediction:
         raise SettingsError(
             f"prediction={s.prediction!r}, but the teacher in {s.teacher} predicts {given.prediction!r}: "
@@ -56,12 +68,80 @@ def given_teacher(run: Run) -> Denoiser | None:
             f"teacher={s.teacher!r} takes examples of {channels} channels, and data={s.data!r} has {shape[0]}: "
             "give the data that it was trained on"
         )
+    if is_foreign(s.teacher) and given.shape not in (None, shape):
+        raise SettingsError(
+            f"teacher={s.teacher!r} makes images of {given.shape}; data={s.data!r} has {shape}: give data of its size"
+        )
+    if given.classes is None and s.guidance is not None:
+        raise SettingsError(f"guidance={s.guidance}: the teacher in {s.teacher} knows no classes: leave it out")
+    if given.classes is not None:
+        _check_classes(run, given.classes)
     if run.config.get("teacher") not in (None, network_digest(given)):
         raise SettingsError(
             f"teacher={s.teacher!r} has changed: folder={run.folder} was made with another; restore it, or choose "
             "another folder; nothing was written"
         )
-    return Denoiser(given.network, given.prediction, s.noise_schedule, s.grid, shape)
+    return Denoiser(given.network, given.prediction, _schedule(s, given), s.grid, shape)
+
+
+def _check_classes(run: Run, classes: int) -> None:
+    s, labels = run.settings, run.data.labels
+    if labels is None:
+        raise SettingsError(f"teacher={s.teacher!r} is class-conditional, and data={s.data!r} has no labels: give some")
+    needed = int(labels.max()) + 1 + (s.guidance is not None)
+    if needed > classes:
+        why = " and guidance needs one more, for no class" if s.guidance is not None else ""
+        raise SettingsError(
+            f"teacher={s.teacher!r} knows {classes} classes; data={s.data!r} has {int(labels.max()) + 1}{why}"
+        )
+
+
+def _schedule(s: Settings, given: Denoiser) -> Schedule:
+    """The run's schedule: by its name, or the given teacher's own, cut if asked for."""
+    if s.schedule != TEACHER:
+        return s.noise_schedule
+    schedule = given.schedule
+    if isinstance(schedule, DiscreteSchedule):
+        schedule = schedule.for_steps(s.steps, s.log_snr_min)
+    elif s.log_snr_min is not None:
+        raise SettingsError(f"log_snr_min={s.log_snr_min}: the teacher's {schedule} is not cut: leave it out")
+    last = schedule.alpha_sigma(torch.ones(1, dtype=torch.float64))[0].item()
+    for name in ("prediction", "student_prediction"):
+        if last == 0 and not s.missing and not PREDICTIONS[getattr(s, name) or "x"].bounded:
+            raise SettingsError(
+                f"{name}={getattr(s, name)!r}: α_1 = 0 on the teacher's schedule, and x̂ = (z − σ ε̂)/α divides by it: "
+                "cut it, with log_snr_min=-6"
+            )
+    return schedule
+
+
+def as_sampled(run: Run, part: str, denoiser: Denoiser) -> DenoiserLike:
+    """A network of the run as it is sampled: a class-conditional one bound to classes as often as they are in the data,
+    the given teacher guided as it is distilled."""
+    if denoiser.classes is None:
+        return denoiser
+    labels, count = run.data.labels.sort().values, 256
+    evenly = labels[((torch.arange(count) + 0.5) * len(labels) / count).long()]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return OfClasses(guided(run.settings, part, denoiser), evenly[order])
+
+
+def guided(s: Settings, part: str, denoiser: DenoiserLike) -> DenoiserLike:
+    """Only the given teacher is guided: those that learned from it have the guidance in them."""
+    return denoiser if s.guidance is None or part != "teacher" else Guided(denoiser, s.guidance, denoiser.classes - 1)
+
+
+def _examples(run: Run, classes: int | None) -> torch.Tensor | TensorDataset:
+    """The data on the run's device, with labels for a class-conditional network."""
+    x = run.data.x.to(run.settings.device)
+    return x if classes is None else TensorDataset(x, run.data.labels.to(x.device))
+
+
+def _objective(
+    teacher: DenoiserLike, classes: int | None, objective: Callable[[DenoiserLike], Objective]
+) -> Objective | PerClass:
+    """The objective of learning from a teacher, batch by batch bound to its labels where the teacher knows classes."""
+    return objective(teacher) if classes is None else PerClass(teacher, objective)
 
 
 def network_digest(denoiser: Denoiser) -> str:
@@ -71,23 +151,23 @@ def network_digest(denoiser: Denoiser) -> str:
 
 def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
     """How long the parts of a run will take here, from a second of trying: an update of each kind, a step."""
-    s, x = run.settings, run.data.x.to(run.settings.device)
-    denoiser = given or new_denoiser(s, run.data)
+    s, denoiser = run.settings, given or new_denoiser(run.settings, run.data)
+    x, teacher = _examples(run, denoiser.classes), guided(s, "teacher", denoiser)
+    sampled = as_sampled(run, "teacher", denoiser)
 
-    def update(objective: Objective, training: TrainingSettings) -> float:
-        few = replace(training, updates=3)
+    def update(objective: Callable[[DenoiserLike], Objective], training: TrainingSettings) -> float:
+        few, objective = replace(training, updates=3), _objective(teacher, denoiser.classes, objective)
         tried = [fit(copy.deepcopy(denoiser), objective, x, few, Session(progress=False)) for _ in range(2)]
         return tried[-1].seconds / few.updates  # the first is slower than all that follow
 
-    clean, stage = update(Objective(Clean(), None, s.loss_weighting), s.teacher_training), 0.0
+    clean, stage = update(lambda _: Objective(Clean(), None, s.loss_weighting), s.teacher_training), 0.0
     if grids := s.grid.down_to(s.end_steps):
-        target, training = METHODS[s.method](denoiser, grids[0]), s.stage_training(grids[0])
-        stage = update(Objective(target, grids[0], s.loss_weighting), training)
+        stage = update(partial(_stage_objective, s, grids[0]), s.stage_training(grids[0]))
     z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
     with torch.no_grad():
         for _ in range(2):
             started = time.monotonic()
-            denoiser(z, t).cpu()
+            sampled(z, t).cpu()
             step = (time.monotonic() - started) / len(z)
     walks = sum(s.evaluated_steps) * len(s.curves) - s.steps * ("ddim" in s.curves and not s.convert_updates)
     return {
@@ -101,7 +181,7 @@ def train_chain(
     run: Run, given: Denoiser | None, session: Session, finished: Callable[[], None] = lambda: None
 ) -> dict[str, Denoiser]:
     """Every network by the name of its folder: opened where it is there; made, and told of, where it is missing."""
-    x, models = run.data.x.to(run.settings.device), {}
+    models = {}
     for part in run.parts:
         if part not in run.missing:
             models[part] = run.open(part)
@@ -110,7 +190,7 @@ def train_chain(
             source = Path(run.settings.teacher) / "training.safetensors"
             models[part] = _keep(run, part, given, *(read_tensors(source) if source.is_file() else ()))
         else:
-            trained = _train(run, part, models, x, replace(session, label=part))
+            trained = _train(run, part, models, replace(session, label=part))
             tensors = {"losses": trained.losses, "gradient_norms": trained.gradient_norms}
             about = {"seconds": trained.seconds, "updates": len(trained.losses)}
             models[part] = _keep(run, part, trained.ema, tensors, about)
@@ -118,25 +198,32 @@ def train_chain(
     return models
 
 
-def _train(run: Run, part: str, models: dict[str, Denoiser], x: torch.Tensor, session: Session) -> Trained:
+def _train(run: Run, part: str, models: dict[str, Denoiser], session: Session) -> Trained:
     """Train one network of the chain; ``models`` are those before it."""
     s = run.settings
     if part == "teacher":
         clean = Objective(Clean(), s.grid if s.discrete_teacher else None, s.loss_weighting)
-        return fit(new_denoiser(s, run.data), clean, x, s.teacher_training, session)
+        return fit(new_denoiser(s, run.data), clean, _examples(run, None), s.teacher_training, session)
+    *_, (name, teacher) = models.items()
+    classes, x, teacher = teacher.classes, _examples(run, teacher.classes), guided(s, name, teacher)
     if part == "converted":
-        parent = Confined(models["teacher"], s.clip_x or run.data.x.abs().max().item())
+        parent = Confined(teacher, s.clip_x or run.data.x.abs().max().item())
         training = replace(s.teacher_training, updates=s.convert_updates)
-        return convert(parent, s.student_prediction, x, training, s.loss_weighting, session)
+        objective = _objective(parent, classes, lambda parent: Objective(Answer(parent), parent.grid, s.loss_weighting))
+        return fit(parent.student(s.student_prediction, seed=training.seed), objective, x, training, session)
 
-    def objective(teacher: DenoiserLike, grid: Grid) -> Objective:
-        teacher = teacher if s.clip_x is None else Confined(teacher, s.clip_x)
-        return Objective(METHODS[s.method](teacher, grid), grid, s.loss_weighting)
+    def objective(teacher: DenoiserLike, grid: Grid) -> Objective | PerClass:
+        return _objective(teacher, classes, partial(_stage_objective, s, grid))
 
-    *_, teacher = models.values()
     options = {"objective": objective, "prediction": s.student_prediction, "session": session}
     (stage,) = progressive_distillation(teacher, x, teacher.grid.halved().N, s.stage_training, **options)
     return stage.trained
+
+
+def _stage_objective(s: Settings, grid: Grid, teacher: DenoiserLike) -> Objective:
+    """What the student for a grid learns from its teacher."""
+    teacher = teacher if s.clip_x is None else Confined(teacher, s.clip_x)
+    return Objective(METHODS[s.method](teacher, grid), grid, s.loss_weighting)
 
 
 def _keep(run: Run, part: str, denoiser: Denoiser, *history: dict[str, Any]) -> Denoiser:

@@ -1,4 +1,4 @@
-"""What the ``pdlib`` command does: run, sample, evaluate, diagnose, settings."""
+"""What the ``pdlib`` command does: run, sample, evaluate, diagnose, export, settings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pdlib.runs
+from pdlib.interop import is_foreign, open_denoiser
 
 __all__ = ["kept", "main"]
 
@@ -19,7 +20,9 @@ examples:
   pdlib run --preset smoke                      a minute's try: train, distil, measure, report
   pdlib run --data my_images --set steps=32     own images; pdlib settings lists all that can be set
   pdlib sample runs/default --count 16          images of a run's last student, as samples.png
+  pdlib run --set teacher=FOLDER                distil a model that diffusers wrote; pdlib diagnose FOLDER first
 """
+_FOLDER = "a run's folder, or a denoiser's (runs/default/student-1)"
 _at_work: list[Path] = []
 
 
@@ -45,15 +48,26 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--folder", type=_path, help="where the run lives (default: runs/ and the settings)")
     run.add_argument("--set", action="append", default=[], metavar="key=value", help="override any setting")
     sample = commands.add_parser("sample", help="draw images from a run or a saved denoiser, as a PNG")
-    sample.add_argument("folder", type=_path, help="a run's folder, or a denoiser's (runs/default/student-1)")
+    sample.add_argument("folder", type=_path, help=f"{_FOLDER}, or a model of diffusers")
     sample.add_argument("--steps", type=int, help="sampling steps (default: those that the network is made for)")
+    sample.add_argument("--label", type=int, help="of a class-conditional network (default: all in turn)")
     sample.add_argument("--count", type=int, default=64, help="how many images (default: 64)")
     sample.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     sample.add_argument("--output", type=_path, default="samples.png", help="the PNG to write (default: samples.png)")
     evaluate = commands.add_parser("evaluate", help="print a finished run's figures")
     evaluate.add_argument("folder", type=_path, help="a run's folder")
     diagnose = commands.add_parser("diagnose", help="name the known mistakes in a run's settings and networks")
-    diagnose.add_argument("folder", type=_path, help="a run's folder, or a denoiser's (runs/default/student-1)")
+    diagnose.add_argument("folder", type=_path, help=f"{_FOLDER}, or a model of diffusers")
+    diagnose.add_argument("--data", help="images to measure on: a data set's name, a file or a folder")
+    diagnose.add_argument(
+        "--teacher", type=_path, help="of this student: what is left to learn is measured, with --data"
+    )
+    diagnose.add_argument("--steps", type=int, help="in how many steps it samples, where it does not say")
+    diagnose.add_argument("--picture", type=_path, help="a PNG to write of what is measured, with --data")
+    export = commands.add_parser("export", help="write a network as a pipeline of diffusers, with a model card")
+    export.add_argument("folder", type=_path, help=_FOLDER)
+    export.add_argument("output", type=_path, help="the folder to write: a new one")
+    export.add_argument("--label", type=int, help="bind a class-conditional network to this class")
     settings = commands.add_parser("settings", help="list every setting: default, meaning, what is allowed")
     settings.add_argument("name", nargs="?", help="one setting alone")
     chosen = parser.parse_args(arguments)
@@ -105,6 +119,8 @@ def _run(chosen: argparse.Namespace) -> None:
 
 def _opened(folder: Path) -> tuple[pdlib.runs.Run | None, str | None]:
     """The run that a folder is, or is one network of, and that network's name; no run for a denoiser on its own."""
+    if is_foreign(folder):
+        return None, folder.name
     if not (folder / "model.safetensors").is_file():
         return pdlib.runs.load_run(folder), None
     above = folder.absolute().parent
@@ -123,14 +139,8 @@ def _sample(chosen: argparse.Namespace) -> None:
 
     from pdlib.plots import save_image_grid
 
-    run, part = _opened(folder)
-    if run is None or part is not None:
-        denoiser = run.open(part) if run else pdlib.Denoiser.load(folder)
-    elif steps in (None, *run.settings.evaluated_steps):
-        denoiser = run.denoiser(steps or run.settings.end_steps)
-    else:
-        raise ValueError(f"--steps {steps}: {folder} has networks for {run.settings.evaluated_steps} steps")
-    if denoiser.shape is None or (denoiser.grid is None and steps is None):
+    denoiser, run, part = _network(folder, steps)
+    if denoiser.shape is None or (denoiser.grid is None and steps is None and not is_foreign(folder)):
         raise ValueError(f"{folder} does not say of what shape its samples are, or for how many steps: save it again")
     most = max(64, 2**20 // math.prod(denoiser.shape[1:]))  # a picture of 800 MB while it is drawn
     limits = {"steps": (steps, 1, 65536), "count": (chosen.count, 1, most), "seed": (chosen.seed, 0, 2**63 - 1)}
@@ -138,8 +148,47 @@ def _sample(chosen: argparse.Namespace) -> None:
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{name} {value}: must be a whole number from {low} to {high}")
     generator = torch.Generator(next(denoiser.parameters()).device).manual_seed(chosen.seed)
-    save_image_grid(pdlib.sample_batches(denoiser, chosen.count, steps, generator=generator), output)
+    if run is None and denoiser.grid is None:
+        from pdlib.interop.diffusers import as_its_scheduler_samples
+
+        denoiser, steps = as_its_scheduler_samples(folder, denoiser, steps or 50)
+    bound = _of_class(denoiser, run, part, chosen.label)
+    save_image_grid(pdlib.sample_batches(bound, chosen.count, steps, generator=generator), output)
     print(output)
+
+
+def _of_class(
+    denoiser: pdlib.DenoiserLike, run: pdlib.runs.Run | None, part: str, label: int | None
+) -> pdlib.DenoiserLike:
+    """A class-conditional network bound to a class, or to all in turn; another as it is."""
+    classes = getattr(denoiser, "classes", None)
+    if run is not None and classes is not None:
+        denoiser, classes = run.guided(part, denoiser), int(run.data.labels.max()) + 1
+    if label is not None and not 0 <= label < (classes or 0):
+        what = f"the classes are 0 … {classes - 1}" if classes else "this network knows no classes"
+        raise ValueError(f"--label {label}: {what}")
+    return denoiser if classes is None else pdlib.OfClasses(denoiser, range(classes) if label is None else label)
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    from pdlib.interop.diffusers import save
+
+    denoiser, run, part = _network(chosen.folder)
+    student = denoiser if chosen.label is None else _of_class(denoiser, run, part, chosen.label)
+    save(student, chosen.output, **({} if run is None else run.about(part)))
+    print(chosen.output)
+
+
+def _network(folder: Path, steps: int | None = None) -> tuple[pdlib.Denoiser, pdlib.runs.Run | None, str]:
+    """The network that a folder is, or that its run has for so many steps or for the fewest; its run, and its name."""
+    run, part = _opened(folder)
+    if run is None:
+        return open_denoiser(folder), None, part
+    if part is None:
+        if steps not in (None, *run.settings.evaluated_steps):
+            raise ValueError(f"--steps {steps}: {folder} has networks for {run.settings.evaluated_steps} steps")
+        part = run.part(steps or run.settings.end_steps).name
+    return run.open(part), run, part
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:
@@ -161,15 +210,67 @@ def _with_error(value: float | None, error: float | None) -> str:
 
 def _diagnose(chosen: argparse.Namespace) -> int:
     run, part = _opened(chosen.folder)
-    if run is None:
-        findings = {part: pdlib.diagnose(pdlib.Denoiser.load(chosen.folder))}
-    elif part is not None:
-        findings = {part: run.diagnose(part)}
-    elif not (findings := pdlib.runs.diagnose_run(run)):
-        raise ValueError(f"{chosen.folder} holds no finished network yet: start the same run again to go on with it")
+    if chosen.data is None and (chosen.teacher or chosen.picture):
+        raise ValueError("--teacher and --picture need images to measure on: give --data")
+    data = None if chosen.data is None else pdlib.load_data(chosen.data)
+    if data is None and run is not None and part is None:
+        if not (findings := pdlib.runs.diagnose_run(run)):
+            raise ValueError(
+                f"{chosen.folder} holds no finished network yet: start the same run again to go on with it"
+            )
+    else:
+        denoiser, _, part = _network(chosen.folder, chosen.steps)
+        found = _findings(chosen, denoiser, run, part, data)
+        findings = {part: found if data is None else [*found, *_measured(chosen, denoiser, data)]}
     for part, found in findings.items():
         print("\n".join(f"{part}: {finding}" for finding in found or ["healthy"]))
     return 1 if any(findings.values()) else 0
+
+
+def _findings(
+    chosen: argparse.Namespace,
+    denoiser: pdlib.Denoiser,
+    run: pdlib.runs.Run | None,
+    part: str,
+    data: pdlib.Data | None,
+) -> list[pdlib.diagnosis.Finding]:
+    if run is not None:
+        return run.diagnose(part)
+    if not is_foreign(chosen.folder):
+        return pdlib.diagnose(denoiser, chosen.steps and pdlib.Grid(chosen.steps))
+    from pdlib.interop.diagnosis import diagnose_folder
+
+    images = () if data is None else (data.x[:256], None if data.labels is None else data.labels[:256])
+    return diagnose_folder(chosen.folder, *images, steps=chosen.steps)
+
+
+def _measured(chosen: argparse.Namespace, denoiser: pdlib.Denoiser, data: pdlib.Data) -> list[pdlib.diagnosis.Finding]:
+    """Prints x̂'s error beside trivial answers, and what a student has left to learn; returns what that tells."""
+    from pdlib import plots
+    from pdlib.diagnosis import diagnose_student, labelled, measured_times, residuals, x_errors
+    from pdlib.files import write_bytes
+
+    if denoiser.shape not in (None, data.shape):
+        raise ValueError(f"--data {chosen.data}: its examples are {data.shape}, and the network's {denoiser.shape}")
+    x, labels = data.x[:256], None if data.labels is None else data.labels[:256]
+    times, left = measured_times(denoiser), None
+    errors = x_errors(labelled(denoiser, labels), x, times)
+    print("mean square error of x̂, and of answers that need no network")
+    print("  ".join([f"{'t':>6}", *(f"{name:>9}" for name in errors)]))
+    for k in reversed(range(len(times))):
+        print("  ".join([f"{times[k]:>6.3f}", *(f"{error[k]:>9.3g}" for error in errors.values())]))
+    if chosen.teacher is not None:
+        if denoiser.grid is None and chosen.steps is None:
+            raise ValueError(f"{chosen.folder} does not say for how many steps it was made: give --steps")
+        denoiser.grid, teacher = denoiser.grid or pdlib.Grid(chosen.steps), open_denoiser(chosen.teacher)
+        teacher.schedule = denoiser.schedule  # a network is told the log-SNR, whatever the schedule
+        left = residuals(labelled(denoiser, labels), labelled(teacher, labels), x)
+        told = ", ".join(f"{part:.2f} at t = {(i + 1) / len(left):.3g}" for i, part in enumerate(left.tolist()))
+        print(f"left to learn of what its teacher's two steps tell: {told}")
+    if chosen.picture is not None:
+        write_bytes(chosen.picture, plots.png(plots.plot_diagnosis(times, errors, left)))
+        print(chosen.picture)
+    return [] if left is None else diagnose_student(left)
 
 
 def _settings(chosen: argparse.Namespace) -> None:

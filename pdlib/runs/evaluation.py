@@ -16,10 +16,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import pdlib
-from pdlib.denoiser import Denoiser
+from pdlib.denoiser import DenoiserLike
 from pdlib.files import write_json
 from pdlib.grids import Grid
 from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
+from pdlib.runs.chain import as_sampled
 from pdlib.runs.settings import settings_to_json
 from pdlib.sampling import sample_batches
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "machine", "peak_memory_mb"]
 
 
-def evaluate(run: Run, models: dict[str, Denoiser], progress: bool = True) -> dict[str, Any]:
+def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -> dict[str, Any]:
     """Measure every curve at every number of steps, and write ``metrics.json`` as it goes. Its fields:
 
     - ``complete``: whether every figure below is there.
@@ -59,7 +60,8 @@ def evaluate(run: Run, models: dict[str, Denoiser], progress: bool = True) -> di
                 curves[name][str(steps)] = curves["distilled"][str(steps)] | {"seconds": 0.0}
             else:
                 bar.set_postfix(curve=name, steps=steps)
-                model = models[own if name == "distilled" else "teacher"]
+                part = own if name == "distilled" else "teacher"
+                model = as_sampled(run, part, models[part])
                 variance = settings.sampler_variance if name == "stochastic" else None
                 curves[name][str(steps)] = _evaluate_one(run, network, model, steps, variance)
             bar.update(steps)
@@ -94,7 +96,9 @@ def evaluate(run: Run, models: dict[str, Denoiser], progress: bool = True) -> di
     return metrics
 
 
-def _evaluate_one(run: Run, network: nn.Module, model: Denoiser, steps: int, variance: float | None) -> dict[str, Any]:
+def _evaluate_one(
+    run: Run, network: nn.Module, model: DenoiserLike, steps: int, variance: float | None
+) -> dict[str, Any]:
     """Every metric at one number of steps, and how long an image takes."""
     settings, grid = run.settings, Grid(steps, run.settings.missing)
     groups, times, started = [], [], time.monotonic()

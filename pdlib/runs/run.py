@@ -28,11 +28,13 @@ import torch
 from torch import Tensor
 
 from pdlib.data import DATASETS, Data, DataError, load_data
-from pdlib.denoiser import Denoiser
+from pdlib.denoiser import Denoiser, DenoiserLike
 from pdlib.diagnosis import Finding, diagnose
 from pdlib.files import DamagedFileError, digest, lock_folder, read_json, read_tensors, write_json
 from pdlib.grids import Grid
-from pdlib.runs.chain import given_teacher, network_digest, new_denoiser, train_chain
+from pdlib.interop import is_foreign
+from pdlib.metrics import METRICS
+from pdlib.runs.chain import as_sampled, given_teacher, guided, network_digest, new_denoiser, train_chain
 from pdlib.runs.evaluation import evaluate
 from pdlib.runs.settings import Settings, SettingsError, make_settings, settings_to_json, upgraded
 from pdlib.sampling import sample
@@ -155,7 +157,27 @@ class Run:
 
     def sample(self, steps: int, noise: Tensor) -> Iterator[Tensor]:
         """The walk of the network for so many steps from given noise, see :func:`pdlib.sampling.sample`."""
-        return sample(self.denoiser(steps), z=noise)
+        return sample(as_sampled(self, self.part(steps).name, self.denoiser(steps)), z=noise)
+
+    def guided(self, part: str, denoiser: Denoiser) -> DenoiserLike:
+        """One of :attr:`parts` with the guidance that the settings ask for: the given teacher, and no other."""
+        return guided(self.settings, part, denoiser)
+
+    def about(self, part: str) -> dict[str, Any]:
+        """What a model card says of one of :attr:`parts`: see :func:`pdlib.interop.card.model_card`."""
+        s, figures = self.settings, {}
+        steps = next((n for n in s.evaluated_steps if self.part(n).name == part), None)
+        if self.finished and steps is not None:
+            entry, images = self.metrics["curves"]["distilled"][str(steps)], self.metrics["images"]
+            figures = {metric.label: f"{entry[name][0]:.3g} ± {entry[name][1]:.2g}" for name, metric in METRICS.items()}
+            figures["Fréchet distance over the teacher's"] = (
+                f"{entry['ratio']:.3g} ± {entry['ratio_standard_error']:.2g}"
+            )
+            figures["images measured"] = f"{images:,}"
+        teacher = s.teacher and (Path(s.teacher).name if os.path.exists(s.teacher) else s.teacher)
+        return {"teacher": teacher, "data": s.data, "guidance": s.guidance, "figures": figures} | {
+            "teacher_steps": s.steps
+        }
 
     def same_noise(self, count: int) -> tuple[dict[str, Tensor], Tensor]:
         """One set of noises through each network that is there: samples (count, …) by network, and the noises."""
@@ -216,7 +238,9 @@ def execute(
 
 def new_run(folder: Path, settings: Settings) -> Run:
     """A run to be made or gone on with, opened; SettingsError where its folder holds another, or something else."""
-    places = {} if settings.teacher is None else {"teacher": os.path.abspath(settings.teacher)}
+    places, teacher = {}, settings.teacher
+    if teacher is not None and (os.path.exists(teacher) or not is_foreign(teacher)):  # and not a name on the hub
+        places["teacher"] = os.path.abspath(teacher)
     if settings.data not in DATASETS and os.path.exists(settings.data):
         places["data"] = os.path.abspath(settings.data)
     run = Run(folder, Settings(**settings_to_json(settings) | places, device=settings.device))
@@ -270,7 +294,7 @@ def check(run: Run) -> Denoiser | None:
     denoiser, x = given or new_denoiser(run.settings, run.data), run.data.x[:2].to(run.settings.device)
     try:
         with torch.no_grad():
-            denoiser(x, torch.full((2,), 0.5, device=x.device))
+            as_sampled(run, "teacher", denoiser)(x, torch.full((2,), 0.5, device=x.device))
     except (ValueError, RuntimeError) as error:
         raise SettingsError(
             f"data={run.settings.data!r} does not fit the network: {str(error).splitlines()[0]}; resize the images, or "

@@ -38,12 +38,16 @@ class SettingsError(ValueError):
 
 
 Curve = Literal["distilled", "ddim", "stochastic"]
+EPS_ENDS = -6.0  # log-SNR down to which an ε network's x̂ is taken to be sound: notebook 08 scans it
 CURVES = get_args(Curve)
 """The student made for N steps; the undistilled teacher by DDIM; the teacher by ancestral steps."""
 NAMES = ("prediction", "student_prediction", "method", "weighting", "schedule")
 """The settings that are names in a registry of pdlib's, which is read when they are checked: it may have grown."""
-NETWORK = ("width", "multipliers", "blocks", "attention", "heads", "dropout", "mlp_width")
+NETWORK = ("network", "width", "multipliers", "blocks", "attention", "heads", "dropout", "mlp_width")
 """The settings that describe the network; without meaning where a given teacher brings its own."""
+
+TEACHER = "teacher"
+"""The schedule of that name is the given teacher's own."""
 
 Steps = Annotated[int, Field(ge=1, le=65536)]
 SomeUpdates = Annotated[int, Field(ge=0, le=10**8)]
@@ -65,13 +69,20 @@ class Settings(BaseModel):
     prediction: str = Field("v", description="what the teacher predicts, and its students by default")
     student_prediction: str | None = Field(None, description="what the students predict, if something else")
     convert_updates: SomeUpdates = Field(0, description="updates that turn the teacher to it, at its own N")
-    teacher: str | None = Field(None, min_length=1, description="folder of a denoiser to distil; none is trained then")
+    teacher: str | None = Field(
+        None, min_length=1, description="folder of a denoiser to distil, also of diffusers; none is trained then"
+    )
+    guidance: float | None = Field(
+        None, ge=0, le=100, description="weight of guidance, where the given teacher is class-conditional"
+    )
     method: str = Field("progressive_distillation", description="what a student learns from its teacher")
     weighting: str = Field("truncated_snr", description="loss weighting of teacher and students")
     clip_min: float | None = Field(None, ge=0, le=1e9, description="lower end of the weighting's clip")
     clip_max: float | None = Field(None, ge=1e-9, le=1e9, description="upper end of the weighting's clip")
-    schedule: str = Field("cosine", description="noise schedule")
-    log_snr_min: float | None = Field(None, ge=-60, le=0, description="λ_1 of a cosine schedule, if finite")
+    schedule: str = Field("cosine", description="noise schedule; teacher for the given teacher's own")
+    log_snr_min: float | None = Field(
+        None, ge=-60, le=0, description="λ_1 of a cosine schedule, if finite; of a teacher's, where it is cut"
+    )
     log_snr_max: float | None = Field(None, ge=0, le=60, description="λ_0 of a cosine schedule, if finite")
     missing: int = Field(0, ge=0, le=1, description="1 for no t = 1 in the grid: the off-by-one mistake, for study")
     steps: Steps = Field(64, description="N of the teacher, where the chain starts")
@@ -94,6 +105,7 @@ class Settings(BaseModel):
     stage_ema: Decay = Field(0.99, description="decay of the students' weight average; 0 for their last weights")
     max_gradient_norm: float = Field(1.0, ge=1e-12, le=1e12, description="longer gradients are scaled down to it")
     clip_x: float | None = Field(None, ge=1e-12, le=1e6, description="the teacher's x̂ is confined to ± this")
+    network: Literal["unet", "unet2d"] = Field("unet", description="for images; unet2d is diffusers', to be exported")
     width: int = Field(32, ge=4, le=1024, description="feature channels of the UNet, for images")
     multipliers: Multipliers = Field((1, 2), description="width of each resolution of the UNet, times width")
     blocks: int = Field(1, ge=1, le=32, description="residual blocks at each resolution")
@@ -133,7 +145,8 @@ class Settings(BaseModel):
     @field_validator(*NAMES)
     @classmethod
     def _known(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name is not None and name not in (known := _registry(info.field_name)):
+        own = info.field_name == "schedule" and name == TEACHER
+        if name is not None and not own and name not in (known := _registry(info.field_name)):
             from pdlib.files import unknown
 
             raise ValueError(unknown(info.field_name, name, known))
@@ -159,7 +172,11 @@ class Settings(BaseModel):
         if self.missing and self.end_steps < 2:
             raise ValueError("missing=1 leaves no step to train at N = 1: use end_steps=2 or more")
         self.loss_weighting  # noqa: B018
-        no_division = self.missing or _last_alpha(self.noise_schedule) > 0
+        for name, value in (("schedule", self.schedule == TEACHER), ("guidance", self.guidance is not None)):
+            if value and self.teacher is None:
+                raise ValueError(f"{name}={getattr(self, name)}: give the teacher that has it, teacher=FOLDER")
+        # What its own schedule comes to is seen when it is opened.
+        no_division = self.schedule == TEACHER or self.missing or _last_alpha(self.noise_schedule) > 0
         for name in ("prediction", "student_prediction"):
             if not (no_division or pdlib.PREDICTIONS[getattr(self, name) or "x"].bounded):
                 bounded = ", ".join(known for known, kind in pdlib.PREDICTIONS.items() if kind.bounded)
@@ -198,7 +215,7 @@ class Settings(BaseModel):
 
     @property
     def noise_schedule(self) -> pdlib.Schedule:
-        """The schedule, with λ_0 and λ_1 as asked for."""
+        """The schedule, with λ_0 and λ_1 as asked for; not of ``schedule="teacher"``, which only the teacher has."""
         return pdlib.make_schedule(self.schedule, self.log_snr_min, self.log_snr_max)
 
     @property
@@ -239,11 +256,29 @@ def make_settings(preset: str = "default", **overrides: Any) -> Settings:
     """A preset with some settings overridden, as values or text; SettingsError for what is unknown or not allowed."""
     if preset not in PRESETS:
         raise SettingsError(f"preset={preset!r} is unknown; it must be one of {', '.join(PRESETS)}")
-    settings = Settings(**{**PRESETS[preset], **overrides})
+    settings = Settings(**{**PRESETS[preset], **_of_a_foreign_teacher(overrides), **overrides})
     for name in NETWORK if settings.teacher is not None else ():
         if name in overrides:
             raise SettingsError(f"{name}={overrides[name]}: the given teacher brings its own network: leave {name} out")
     return settings
+
+
+def _of_a_foreign_teacher(overrides: dict[str, Any]) -> dict[str, Any]:
+    """What a teacher of another library decides where nothing else was said: notebook 08's recipe.
+
+    What it predicts; its own schedule, which for an ε network ends where x̂ is still sound, and students that say v.
+    """
+    if overrides.get("teacher") is None:
+        return {}
+    from pdlib.interop import is_foreign, prediction
+
+    if not is_foreign(overrides["teacher"]):
+        return {}
+    usual = {"prediction": prediction(overrides["teacher"])}
+    usual |= {"schedule": TEACHER} if "schedule" not in overrides else {}
+    if usual["prediction"] == "eps" and overrides.get("schedule", TEACHER) == TEACHER:
+        usual |= {"student_prediction": "v", "log_snr_min": EPS_ENDS}
+    return usual
 
 
 def parse_setting(text: str) -> tuple[str, str]:
@@ -296,7 +331,7 @@ def allowed(name: str, look_up: bool = True) -> str:
     kind = schema.get("anyOf", [schema])[0]
     item = kind.get("items", kind)
     if "enum" in item or (name in NAMES and look_up):
-        words = f"one of {', '.join(item.get('enum') or _registry(name))}"
+        words = f"one of {', '.join(item.get('enum') or [*_registry(name), *[TEACHER] * (name == 'schedule')])}"
     elif name in NAMES:
         words = f"a name, see pdlib settings {name}"
     elif "examples" in item:
