@@ -188,28 +188,53 @@ def residuals(student: DenoiserLike, teacher: DenoiserLike, x: Tensor, seed: int
     return torch.stack(left)
 
 
-def diagnose_student(left: Tensor) -> list[Finding]:
-    """What a student's :func:`residuals` tell of its training; nothing where it has learned half or more at each time.
+def diagnose_student(left: Tensor, of_first: Tensor | None = None) -> list[Finding]:
+    """What a student's :func:`residuals` tell of its training; nothing where all is well.
 
-    - *never trained*: at every time it is as its teacher left it. It was saved before its training, or the student
-      that was trained was never promoted. The figure is what is left, at least.
-    - *dead steps*: so at some of the times only. There its weight is 0, or the grid that it was trained on lacks them.
-    - *too few updates*: nowhere all is left, but somewhere more than half. The figure is what is left, at most.
+    - *never trained*: at every time it is as its teacher left it. The figure is what is left, at least.
+    - *never promoted*: it has learned what the chain's first teacher says, and not its own: students were not made the
+      next teachers. The figure is what is left of its own teacher's, in the mean, over what is left of the first's.
+    - *dead steps*: at some of its times more than 0.1 is left, and ten times as much as at the best. There its weight
+      is 0, or the grid that it was trained on lacks them. The figure is what is left, at most.
+    - *too few updates*: somewhere more than half is left. The figure is what is left, at most.
+
+    Args:
+        left: its residuals from its own teacher.
+        of_first: those from the chain's first teacher, where that is another.
     """
-    as_it_was, worst = left > 0.9, left.max().item()
-    if as_it_was.all():
-        text = f"at all its times {left.min():.2f} or more of what its teacher's two steps tell is left to learn: "
-        text += "it is as its teacher left it. It was saved before its training, or never promoted."
-        return [Finding("never trained", left.min().item(), text)]
-    if not (left > 0.5).any():
-        return []
-    shown = (as_it_was if as_it_was.any() else left > 0.5).nonzero().flatten().flip(0)[:4]
-    times = ", ".join(f"{(i + 1) / len(left):.3g}" for i in shown.tolist())
-    if as_it_was.any():
-        text = f"at t = {times} it is as its teacher left it ({worst:.2f} is left to learn), elsewhere it is not. "
-        return [Finding("dead steps", worst, f"{text}There its weight is 0, or its grid lacks that time.")]
-    text = f"{worst:.2f} of what its teacher's two steps tell is left to learn at t = {times}: train it for longer."
-    return [Finding("too few updates", worst, text)]
+    least, most = left.min().item(), left.max().item()
+    if least > 0.9:
+        text = (
+            f"{least:.2f} or more of what its teacher's two steps tell is left to learn at all its times: it was saved "
+        )
+        text += "before its training, or lost it" + (", or its one step has no weight." if len(left) == 1 else ".")
+        return [Finding("never trained", least, text)]
+    if of_first is not None and left.mean() > max(0.1, 2 * of_first.mean().item()):
+        ratio = (left.mean() / of_first.mean().clamp(min=1e-6)).item()
+        text = (
+            f"{left.mean():.2f} of what its own teacher tells is left to learn, and {of_first.mean():.2f} of what the "
+        )
+        text += "chain's first teacher tells: it was trained from that one. Make each student the next one's teacher."
+        return [Finding("never promoted", ratio, text)]
+    dead = (left > 0.1) & (left > 10 * least)
+    if dead.any():
+        text = (
+            f"at t = {_shown(dead)} {most:.2f} is left to learn, elsewhere as little as {least:.2g}. There its weight "
+        )
+        text += "is 0 or next to it, or the grid that it was trained on lacks that time."
+        return [Finding("dead steps", most, text)]
+    if most > 0.5:
+        text = (
+            f"{most:.2f} of what its teacher's two steps tell is left to learn at t = {_shown(left > 0.5)}: train it "
+        )
+        return [Finding("too few updates", most, text + "for longer.")]
+    return []
+
+
+def _shown(which: Tensor) -> str:
+    """The times i/N at which something holds, the highest few."""
+    found = which.nonzero().flatten().flip(0)
+    return ", ".join(f"{(i + 1) / len(which):.3g}" for i in found[:4].tolist()) + ", …" * (len(found) > 4)
 
 
 def labelled(denoiser: Denoiser, labels: Tensor | None) -> DenoiserLike:

@@ -100,7 +100,11 @@ def _of_config(denoiser: Denoiser, scheduler: Mapping[str, Any], steps: int) -> 
             explanation = (
                 f"its schedule ends at α = {finding.figure:.2g}: training never showed pure noise, and sampling starts "
                 "from it. "
-                + ("Distil it on a schedule that is cut, to students that say v." if is_eps else "Train on with α = 0 there.")
+                + (
+                    "Distil it on a schedule that is cut, to students that say v."
+                    if is_eps
+                    else "Train on with α = 0 there."
+                )
             )
             line = "" if is_eps else '"rescale_betas_zero_snr": true'
             yield replace(finding, explanation=explanation, line=line)

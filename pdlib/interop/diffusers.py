@@ -260,9 +260,7 @@ def _unet(contents: Contents) -> diffusers.UNet2DModel:
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         if pickles:
-            raise InteropError(
-                f"{folder} holds {pickles[0]}, a pickle, which can run code when it is opened: {_CONVERT}"
-            )
+            raise InteropError(f"{folder} holds {pickles[0]}, a pickle, which can run code when opened: {_CONVERT}")
         raise InteropError(f"{folder} holds no weights: there is no diffusion_pytorch_model.safetensors in it")
     logging = diffusers.utils.logging
     level = logging.get_verbosity()
@@ -439,7 +437,7 @@ def save(student: Denoiser | OfClasses, folder: str | Path, **about: Any) -> Non
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as home:
         made.save_pretrained(home, safe_serialization=True)
         bound = student.denoiser if isinstance(student, OfClasses) else student
-        card = model_card(made, bound.grid.N, name=folder.name, **about)
+        card = model_card(made, bound.grid.N, **{"name": folder.name, **about})
         (Path(home) / "README.md").write_text(card, encoding="utf-8")
         with suppress(FileNotFoundError):
             folder.rmdir()
@@ -456,6 +454,11 @@ class Hub(huggingface_hub.ModelHubMixin, library_name="diffusers"):
 
     def __init__(self, denoiser: Denoiser | OfClasses, about: dict[str, Any] | None = None):
         self.denoiser, self.about = denoiser, about or {}
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """As the mixin's, which see for ``options``; the card calls it by this name."""
+        self.about = {"name": repo_id, **self.about}
+        return super().push_to_hub(repo_id, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save(self.denoiser, save_directory, **self.about)
@@ -477,9 +480,7 @@ def _downloaded(name: str) -> Path:
             "and the network, or download it where there is one"
         ) from error
     if not any(folder.rglob("*.safetensors")):
-        raise InteropError(
-            f"{name} has no safetensors, and pickles (.bin) can run code when they are opened: {_CONVERT}"
-        )
+        raise InteropError(f"{name} has no safetensors, and a pickle (.bin) can run code when opened: {_CONVERT}")
     return folder
 
 

@@ -23,6 +23,7 @@ examples:
   pdlib run --set teacher=FOLDER                distil a model that diffusers wrote; pdlib diagnose FOLDER first
 """
 _FOLDER = "a run's folder, or a denoiser's (runs/default/student-1)"
+_TEACHER = "with --data, measure what this student has left to learn of it; twice for the chain's first teacher too"
 _at_work: list[Path] = []
 
 
@@ -59,9 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     diagnose = commands.add_parser("diagnose", help="name the known mistakes in a run's settings and networks")
     diagnose.add_argument("folder", type=_path, help=f"{_FOLDER}, or a model of diffusers")
     diagnose.add_argument("--data", help="images to measure on: a data set's name, a file or a folder")
-    diagnose.add_argument(
-        "--teacher", type=_path, help="of this student: what is left to learn is measured, with --data"
-    )
+    diagnose.add_argument("--teacher", type=_path, action="append", help=_TEACHER)
     diagnose.add_argument("--steps", type=int, help="in how many steps it samples, where it does not say")
     diagnose.add_argument("--picture", type=_path, help="a PNG to write of what is measured, with --data")
     export = commands.add_parser("export", help="write a network as a pipeline of diffusers, with a model card")
@@ -253,7 +252,7 @@ def _measured(chosen: argparse.Namespace, denoiser: pdlib.Denoiser, data: pdlib.
     if denoiser.shape not in (None, data.shape):
         raise ValueError(f"--data {chosen.data}: its examples are {data.shape}, and the network's {denoiser.shape}")
     x, labels = data.x[:256], None if data.labels is None else data.labels[:256]
-    times, left = measured_times(denoiser), None
+    times, left = measured_times(denoiser), []
     errors = x_errors(labelled(denoiser, labels), x, times)
     print("mean square error of x̂, and of answers that need no network")
     print("  ".join([f"{'t':>6}", *(f"{name:>9}" for name in errors)]))
@@ -262,15 +261,17 @@ def _measured(chosen: argparse.Namespace, denoiser: pdlib.Denoiser, data: pdlib.
     if chosen.teacher is not None:
         if denoiser.grid is None and chosen.steps is None:
             raise ValueError(f"{chosen.folder} does not say for how many steps it was made: give --steps")
-        denoiser.grid, teacher = denoiser.grid or pdlib.Grid(chosen.steps), open_denoiser(chosen.teacher)
-        teacher.schedule = denoiser.schedule  # a network is told the log-SNR, whatever the schedule
-        left = residuals(labelled(denoiser, labels), labelled(teacher, labels), x)
-        told = ", ".join(f"{part:.2f} at t = {(i + 1) / len(left):.3g}" for i, part in enumerate(left.tolist()))
-        print(f"left to learn of what its teacher's two steps tell: {told}")
+        denoiser.grid = denoiser.grid or pdlib.Grid(chosen.steps)
+        for place in chosen.teacher[:2]:
+            teacher = open_denoiser(place)
+            teacher.schedule = denoiser.schedule  # a network is told the log-SNR, whatever the schedule
+            left.append(residuals(labelled(denoiser, labels), labelled(teacher, labels), x))
+            told = (f"{part:.2g} at t = {(i + 1) / len(left[-1]):.3g}" for i, part in enumerate(left[-1].tolist()))
+            print(f"left to learn of two steps of {place}: {', '.join(told)}")
     if chosen.picture is not None:
-        write_bytes(chosen.picture, plots.png(plots.plot_diagnosis(times, errors, left)))
+        write_bytes(chosen.picture, plots.png(plots.plot_diagnosis(times, errors, *left[:1])))
         print(chosen.picture)
-    return [] if left is None else diagnose_student(left)
+    return diagnose_student(*left) if left else []
 
 
 def _settings(chosen: argparse.Namespace) -> None:
