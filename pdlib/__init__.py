@@ -21,6 +21,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 # Each name is imported when it is first asked for.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["interop"],
     submod_attrs={
         "schedules": [
             "SCHEDULES",

@@ -156,7 +156,8 @@ def residuals(student: DenoiserLike, teacher: DenoiserLike, x: Tensor, seed: int
     """What a student has left to learn at each of its N times: ‖x̃ − x̂‖² over that of a mere copy of its teacher.
 
     0 for one that has learned all, 1 for one that is as its teacher left it: where a step is dead, or no update was
-    made. x̃ is algorithm 2's, of the teacher's two steps.
+    made. Where a copy would do, because two steps say what one says, it is over a thousandth of the images' variance.
+    x̃ is algorithm 2's, of the teacher's two steps.
 
     Args:
         student: made for a grid; on the teacher's schedule.
@@ -179,12 +180,13 @@ def residuals(student: DenoiserLike, teacher: DenoiserLike, x: Tensor, seed: int
             f"the student is on {student.schedule}, its teacher on {teacher.schedule}: give its own teacher"
         )
     generator, left = torch.Generator(x.device).manual_seed(seed), []
+    little = 0.001 * (x - x.mean(0)).double().square().mean()
     for time in times:
         t = time.expand(len(x)).to(x.device)
         z, _ = diffuse(x, t, student.schedule, generator)
         target = distillation_target(teacher, z, t, student.grid.N)
         missed = [(target - one(z, t)).double().square().mean() for one in (student, teacher)]
-        left.append((missed[0] / missed[1].clamp(min=1e-12)).cpu())
+        left.append((missed[0] / missed[1].clamp(min=little)).cpu())
     return torch.stack(left)
 
 
@@ -194,9 +196,10 @@ def diagnose_student(left: Tensor, of_first: Tensor | None = None) -> list[Findi
     - *never trained*: at every time it is as its teacher left it. The figure is what is left, at least.
     - *never promoted*: it has learned what the chain's first teacher says, and not its own: students were not made the
       next teachers. The figure is what is left of its own teacher's, in the mean, over what is left of the first's.
-    - *dead steps*: at some of its times more than 0.1 is left, and ten times as much as at the best. There its weight
-      is 0, or the grid that it was trained on lacks them. The figure is what is left, at most.
-    - *too few updates*: somewhere more than half is left. The figure is what is left, at most.
+    - *dead steps*: at some of its times more than 0.1 is left, and ten times as much as at the best, but no more than a
+      copy leaves. There its weight is 0, or the grid that it was trained on lacks them.
+    - *too few updates*: somewhere more than half is left; above 1 where what it predicts was changed and is not yet
+      learned. The figure of both is what is left, at most.
 
     Args:
         left: its residuals from its own teacher.
@@ -217,7 +220,7 @@ def diagnose_student(left: Tensor, of_first: Tensor | None = None) -> list[Findi
         text += "chain's first teacher tells: it was trained from that one. Make each student the next one's teacher."
         return [Finding("never promoted", ratio, text)]
     dead = (left > 0.1) & (left > 10 * least)
-    if dead.any():
+    if dead.any() and most < 1.1:
         text = (
             f"at t = {_shown(dead)} {most:.2f} is left to learn, elsewhere as little as {least:.2g}. There its weight "
         )

@@ -1,15 +1,19 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from tiny import COSINE, FINITE
 
+from pdlib.data import load_data
 from pdlib.denoiser import Confined, Denoiser
-from pdlib.diagnosis import CULPRITS, diagnose
-from pdlib.exact import GaussianDenoiser
+from pdlib.diagnosis import CULPRITS, diagnose, diagnose_student, measured_times, residuals, x_errors
+from pdlib.exact import EmpiricalDenoiser, GaussianDenoiser
 from pdlib.grids import Grid
 from pdlib.networks import MLP
-from pdlib.schedules import DiscreteSchedule, LinearSchedule, zero_terminal_snr
+from pdlib.objectives import Clean, Objective, TwoSteps, distillation_target
+from pdlib.schedules import DiscreteSchedule, LinearSchedule, diffuse, zero_terminal_snr
+from pdlib.training import Session, TrainingSettings, fit
 from pdlib.weightings import Clipped, Density
 
 MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
@@ -91,3 +95,120 @@ def test_a_denoiser_is_diagnosed_on_the_grid_that_it_was_made_for():
 def test_an_unknown_weighting_is_refused():
     with pytest.raises(ValueError, match="weighting='snrr' is unknown; did you mean 'snr'"):
         diagnose(network(), Grid(4), "snrr")
+
+
+# What is measured on images, or on points.
+
+
+@pytest.fixture(scope="module")
+def moons():
+    return load_data("moons").x
+
+
+@pytest.fixture(scope="module")
+def teacher(moons):
+    made = Denoiser(MLP(width=64), "v", COSINE, Grid(16), shape=(2,))
+    return fit(made, Objective(Clean()), moons, TrainingSettings(updates=1500), Session(progress=False)).ema
+
+
+def student(teacher, moons, updates=300, weighting="truncated_snr", grid=None, made_for=None):
+    """The student that learns from a teacher at some times; what it says that it was made for may be others."""
+    grid = grid or teacher.grid.halved()
+    objective = Objective(TwoSteps(teacher, grid.N), grid, weighting)
+    settings = TrainingSettings(updates, learning_rate=5e-4, warmup=20, ema=0.97)
+    made = fit(teacher.student(grid=grid), objective, moons, settings, Session(progress=False)).ema
+    made.grid = made_for or grid
+    return made
+
+
+@pytest.fixture(scope="module")
+def chain(teacher, moons):
+    """The healthy students for 8, 4, 2 steps."""
+    students = [teacher]
+    while students[-1].grid.N > 2:
+        students.append(student(students[-1], moons))
+    return students
+
+
+def what(one, teacher, x, first=None):
+    left = residuals(one, teacher, x[:512])
+    of_first = None if first is None else residuals(one, first, x[:512])
+    return [finding.culprit for finding in diagnose_student(left, of_first)]
+
+
+def test_healthy_students_have_learned_what_their_teachers_tell(chain, teacher, moons):
+    for above, one in pairwise(chain):
+        left = residuals(one, above, moons[:512])
+        assert left.shape == (one.grid.N,)
+        assert left.max() < 0.1
+        assert what(one, above, moons, None if above is teacher else teacher) == []
+
+
+def test_the_residual_is_that_of_x_tilde_beside_a_copys(teacher, moons):
+    x, copy = moons[:256], teacher.student(grid=Grid(2))
+    torch.testing.assert_close(residuals(copy, teacher, x), torch.ones(2, dtype=torch.float64))
+    one = teacher.student(grid=Grid(2))
+    with torch.no_grad():
+        one.network.last.bias.add_(0.1)
+    left, g = residuals(one, teacher, x, seed=5), torch.Generator().manual_seed(5)
+    for i, time in enumerate((0.5, 1.0)):
+        t = torch.full((256,), time, dtype=torch.float64)
+        z, _ = diffuse(x, t, COSINE, g)
+        target = distillation_target(teacher, z, t, 2)
+        with torch.no_grad():
+            missed = [(target - network(z, t)).double().square().mean() for network in (one, teacher)]
+        assert left[i] == pytest.approx((missed[0] / missed[1]).item(), rel=1e-5)
+
+
+def test_a_student_that_was_not_trained_is_told_from_one_that_was_for_too_short(teacher, moons):
+    assert what(teacher.student(grid=Grid(2)), teacher, moons) == ["never trained"]
+    assert what(student(teacher, moons, updates=12, grid=Grid(2)), teacher, moons) == ["too few updates"]
+
+
+def test_dead_steps_are_seen_in_the_student_itself(chain, moons):
+    four = next(one for one in chain if one.grid.N == 4)
+    by_weight = student(four, moons, weighting="snr")
+    by_grid = student(four, moons, grid=Grid(2, missing=1), made_for=Grid(2))
+    for one in (by_weight, by_grid):
+        (finding,) = diagnose_student(residuals(one, four, moons[:512]))
+        assert finding.culprit == "dead steps"
+        assert "at t = 1 " in str(finding)
+
+
+def test_a_chain_whose_students_were_never_promoted_is_seen(chain, teacher, moons):
+    of_the_first = student(teacher, moons, updates=600, grid=Grid(2))
+    four = next(one for one in chain if one.grid.N == 4)
+    assert what(of_the_first, four, moons, teacher) == ["never promoted"]
+    (finding,) = diagnose_student(residuals(of_the_first, four, moons), residuals(of_the_first, teacher, moons))
+    assert finding.figure > 2
+
+
+def test_students_and_teachers_on_different_schedules_are_not_compared(teacher, moons):
+    other = teacher.student(grid=Grid(4))
+    other.schedule = FINITE
+    assert what(other, other, moons) == ["never trained"]
+    other.schedule = LinearSchedule()
+    with pytest.raises(ValueError, match=r"the student is on LinearSchedule.*give its own teacher"):
+        residuals(other, teacher, moons)
+    other.schedule, other.grid = COSINE, None
+    with pytest.raises(ValueError, match=r"give student.grid = Grid\(N\)"):
+        residuals(other, teacher, moons)
+
+
+def test_the_error_of_x_hat_stands_beside_answers_that_need_no_network(moons):
+    x, times = moons[:512], torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    exact = EmpiricalDenoiser(moons, COSINE)
+    errors = x_errors(exact, x, times)
+    assert (errors["network"] <= 1.01 * torch.stack([*errors.values()]).amin(0)).all()
+    assert errors["zero"] == pytest.approx(x.square().mean().item(), rel=1e-5)
+    assert errors["mean"] == pytest.approx((x - x.mean(0)).square().mean().item(), rel=1e-5)
+    assert errors["eps = z"][0] < errors["zero"][0]
+    assert errors["eps = z"].isinf().tolist() == [False, False, True]
+
+
+def test_the_times_that_are_measured_are_the_schedules_own():
+    for prediction, schedule, last in (("v", COSINE, 1.0), ("eps", COSINE, 0.999), ("eps", LinearSchedule(), 1.0)):
+        times = measured_times(network(prediction, schedule))
+        assert (len(times), times[-1].item()) == (10, last)
+    times = measured_times(network("v", DiscreteSchedule.linear_beta(32)))
+    torch.testing.assert_close(times * 32, (times * 32).round())

@@ -382,14 +382,14 @@ def pipeline(student: Denoiser | OfClasses) -> diffusers.DDIMPipeline:
 
 
 def betas(alpha_bar: Tensor) -> list[float]:
-    """The β whose product of 1 − β, taken in float32 as diffusers does, is nearest to given ᾱ, shape (T,).
+    """The float32 β whose product of 1 − β is nearest to given ᾱ, shape (T,).
 
     β_i = 1 − ᾱ_i/ᾱ_{i−1}, with the product so far in place of ᾱ_{i−1}: so no rounding accumulates.
     """
-    found, product = [], torch.ones((), dtype=torch.float32)
+    found, product = [], 1.0
     for wanted in alpha_bar.tolist():
-        beta = torch.tensor(1 - wanted / product.item() if product > 0 else 1.0, dtype=torch.float32)
-        product = product * (1 - beta)
+        beta = torch.tensor(1 - wanted / product if product > 0 else 1.0, dtype=torch.float32)
+        product *= (1 - beta).item()
         found.append(beta.item())
     return found
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pdlib.runs
-from pdlib.interop import is_foreign, open_denoiser
 
 __all__ = ["kept", "main"]
 
@@ -118,7 +117,7 @@ def _run(chosen: argparse.Namespace) -> None:
 
 def _opened(folder: Path) -> tuple[pdlib.runs.Run | None, str | None]:
     """The run that a folder is, or is one network of, and that network's name; no run for a denoiser on its own."""
-    if is_foreign(folder):
+    if pdlib.interop.is_foreign(folder):
         return None, folder.name
     if not (folder / "model.safetensors").is_file():
         return pdlib.runs.load_run(folder), None
@@ -139,7 +138,7 @@ def _sample(chosen: argparse.Namespace) -> None:
     from pdlib.plots import save_image_grid
 
     denoiser, run, part = _network(folder, steps)
-    if denoiser.shape is None or (denoiser.grid is None and steps is None and not is_foreign(folder)):
+    if denoiser.shape is None or (denoiser.grid is None and steps is None and not pdlib.interop.is_foreign(folder)):
         raise ValueError(f"{folder} does not say of what shape its samples are, or for how many steps: save it again")
     most = max(64, 2**20 // math.prod(denoiser.shape[1:]))  # a picture of 800 MB while it is drawn
     limits = {"steps": (steps, 1, 65536), "count": (chosen.count, 1, most), "seed": (chosen.seed, 0, 2**63 - 1)}
@@ -182,7 +181,7 @@ def _network(folder: Path, steps: int | None = None) -> tuple[pdlib.Denoiser, pd
     """The network that a folder is, or that its run has for so many steps or for the fewest; its run, and its name."""
     run, part = _opened(folder)
     if run is None:
-        return open_denoiser(folder), None, part
+        return pdlib.interop.open_denoiser(folder), None, part
     if part is None:
         if steps not in (None, *run.settings.evaluated_steps):
             raise ValueError(f"--steps {steps}: {folder} has networks for {run.settings.evaluated_steps} steps")
@@ -235,7 +234,7 @@ def _findings(
 ) -> list[pdlib.diagnosis.Finding]:
     if run is not None:
         return run.diagnose(part)
-    if not is_foreign(chosen.folder):
+    if not pdlib.interop.is_foreign(chosen.folder):
         return pdlib.diagnose(denoiser, chosen.steps and pdlib.Grid(chosen.steps))
     from pdlib.interop.diagnosis import diagnose_folder
 
@@ -263,7 +262,7 @@ def _measured(chosen: argparse.Namespace, denoiser: pdlib.Denoiser, data: pdlib.
             raise ValueError(f"{chosen.folder} does not say for how many steps it was made: give --steps")
         denoiser.grid = denoiser.grid or pdlib.Grid(chosen.steps)
         for place in chosen.teacher[:2]:
-            teacher = open_denoiser(place)
+            teacher = pdlib.interop.open_denoiser(place)
             teacher.schedule = denoiser.schedule  # a network is told the log-SNR, whatever the schedule
             left.append(residuals(labelled(denoiser, labels), labelled(teacher, labels), x))
             told = (f"{part:.2g} at t = {(i + 1) / len(left[-1]):.3g}" for i, part in enumerate(left[-1].tolist()))

@@ -1,4 +1,4 @@
-"""A hub of models on this machine, as far as its library asks one: for names, downloads and uploads without a network."""
+"""A hub of models on this machine, as far as its library asks one: names, downloads, uploads without a network."""
 
 import contextlib
 import hashlib

@@ -60,13 +60,13 @@ def test_x_hat_is_theirs_at_every_timestep(kind, schedule, tmp_path):
 def test_ddim_samples_are_their_pipelines(kind, schedule, spacing, tmp_path):
     if (kind, schedule) == ("epsilon", "zero"):
         pytest.skip("ε at α = 0 has no x̂, theirs neither")
-    for final in (True, False):
-        denoiser = loaded(tmp_path, kind, timestep_spacing=spacing, set_alpha_to_one=final, **SCHEDULES[schedule])
-        theirs, z = DDIMPipeline.from_pretrained(tmp_path), noise()
-        for steps in (4, 10, 50):
-            wanted = their_samples(theirs, steps, z)
-            *_, found = sample(denoiser, scheduler_grid(theirs.scheduler.config, steps), z=z)
-            assert sized(found - wanted, wanted) <= 1e-5
+    final = spacing != "linspace"
+    denoiser = loaded(tmp_path, kind, timestep_spacing=spacing, set_alpha_to_one=final, **SCHEDULES[schedule])
+    theirs, z = DDIMPipeline.from_pretrained(tmp_path), noise()
+    for steps in (4, 10, 50):
+        wanted = their_samples(theirs, steps, z)
+        *_, found = sample(denoiser, scheduler_grid(theirs.scheduler.config, steps), z=z)
+        assert sized(found - wanted, wanted) <= 1e-5
 
 
 def test_samples_are_clipped_as_its_scheduler_says(tmp_path):
@@ -98,15 +98,16 @@ STUDENTS = {
     "ε parent, cut, ε student": ("epsilon", "linear", 16, -6.0, None),
     "v, zero SNR, T a multiple": ("v_prediction", "zero", 8, None, None),
     "v, zero SNR, the clean side left out": ("v_prediction", "zero", 64, None, None),
+    "the same, of another embedding": ("v_prediction", "zero", 48, None, None),
     "x, cosine": ("sample", "cosine", 32, None, None),
     "x, own betas": ("sample", "trained", 16, None, "x"),
 }
 
 
 @pytest.mark.parametrize("case", STUDENTS)
-@pytest.mark.parametrize("flip", [True, False])
-def test_a_students_pipeline_makes_the_students_images(case, flip, tmp_path):
+def test_a_students_pipeline_makes_the_students_images(case, tmp_path):
     kind, schedule, first, end, prediction = STUDENTS[case]
+    flip = first != 64  # sine and cosine, one before the other or the other way round
     theirs = unet(flip_sin_to_cos=flip, freq_shift=int(flip))
     teacher = loaded(tmp_path / "theirs", kind, network=theirs, **SCHEDULES[schedule])
     teacher.schedule = teacher.schedule.for_steps(first, end)

@@ -65,12 +65,12 @@ def printed(capsys, *arguments):
     return captured.out
 
 
-def test_alone_it_is_a_help_with_three_examples(capsys):
+def test_alone_it_is_a_help_with_examples(capsys):
     said = printed(capsys)
     assert said == printed(capsys, "--help")
     examples = re.findall(r"^  (pdlib .*?)  ", said, re.MULTILINE)
-    assert len(examples) == 3
-    for name in ("run", "sample", "evaluate", "diagnose", "settings"):
+    assert len(examples) == 4
+    for name in ("run", "sample", "evaluate", "diagnose", "export", "settings"):
         assert f"    {name} " in said
 
 
