@@ -45,6 +45,7 @@ notebooks: .venv/installed-all
 
 bench: .venv/installed-all
 	$(BIN)/python benchmarks/update_cost.py
+	$(BIN)/python benchmarks/interop_cost.py
 	$(BIN)/python benchmarks/explorer_latency.py
 
 format: .venv/installed-all

@@ -12,13 +12,22 @@ from strategies import ALL, column, relative_error, schedules, tensors, times
 from tiny import COSINE, noise, same_weights, tiny
 from torch import nn
 
-from pdlib.denoiser import Confined, Denoiser
+from pdlib.denoiser import Confined, Denoiser, Guided, OfClasses
 from pdlib.exact import GaussianDenoiser
 from pdlib.files import DamagedFileError, write_tensors
 from pdlib.grids import Grid
 from pdlib.networks import MLP, NETWORKS, UNet
 from pdlib.objectives import Objective, TwoSteps
-from pdlib.predictions import PREDICTIONS, Prediction, PredictionError, x_from_output
+from pdlib.predictions import (
+    PREDICTIONS,
+    Prediction,
+    PredictionError,
+    eps_from_x,
+    v_from_x,
+    x_from_eps,
+    x_from_output,
+    x_from_v,
+)
 from pdlib.sampling import sample
 from pdlib.schedules import SCHEDULES, Schedule, zero_terminal_snr
 from pdlib.training import Session, TrainingSettings, fit
@@ -517,3 +526,74 @@ def test_a_confined_denoiser_passes_a_gradient_on_where_it_confines_nothing():
     expected = torch.autograd.grad((x_hat * free).sum(), list(denoiser.parameters()))
     found = torch.autograd.grad(Confined(denoiser, 0.5)(z, t).sum(), list(denoiser.parameters()))
     assert max(relative_error(one, other) for one, other in zip(found, expected, strict=True) if other.any()) < 1e-5
+
+
+# Classes and guidance.
+
+
+class OfThree:
+    """A class-conditional denoiser in closed form: Gaussians with means of −1, 0, 1, and, for label 3, all together."""
+
+    def __init__(self):
+        self.schedule, self.grid, self.shape = COSINE, Grid(4), (2,)
+        means = torch.tensor([-1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+        self.each = [GaussianDenoiser(mean.expand(2), torch.eye(2).double() * 0.1, COSINE) for mean in means]
+
+    def __call__(self, z, t, labels):
+        return torch.stack([self.each[label](z[k : k + 1], t[k : k + 1])[0] for k, label in enumerate(labels.tolist())])
+
+
+def test_bound_to_classes_each_row_is_of_its_own_and_then_over_again():
+    z, t = noise(5, 2), torch.linspace(0.1, 1, 5, dtype=torch.float64)
+    three = OfThree()
+    for classes, labels in (
+        (2, [2] * 5),
+        (range(3), [0, 1, 2, 0, 1]),
+        (torch.tensor([1, 0, 2, 2, 1]), [1, 0, 2, 2, 1]),
+    ):
+        assert torch.equal(OfClasses(three, classes)(z, t), three(z, t, torch.tensor(labels)))
+    bound = OfClasses(three, 0)
+    assert (bound.schedule, bound.grid, bound.shape) == (COSINE, Grid(4), (2,))
+
+
+@given(st.floats(0, 5), st.integers(0, 99))
+def test_guidance_goes_from_no_class_through_the_class_and_on(weight, seed):
+    z, t, three = noise(3, 2, seed=seed), torch.tensor([0.2, 0.7, 1.0], dtype=torch.float64), OfThree()
+    labels = torch.tensor([0, 1, 2])
+    with_class, without = three(z, t, labels), three(z, t, torch.full((3,), 3))
+    found = Guided(three, weight, 3)(z, t, labels)
+    torch.testing.assert_close(found, without + weight * (with_class - without))
+
+
+def test_guidance_on_x_hat_is_guidance_on_eps_and_on_v():
+    z, t, labels = noise(4, 2), torch.linspace(0.2, 0.9, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    three, (alpha, sigma) = OfThree(), COSINE.alpha_sigma(t)
+    found = Guided(three, 2.5, 3)(z, t, labels)
+    for to, back in ((eps_from_x, x_from_eps), (v_from_x, x_from_v)):
+        one, other = (to(z, three(z, t, some), alpha, sigma) for some in (labels, torch.full((4,), 3)))
+        torch.testing.assert_close(back(z, other + 2.5 * (one - other), alpha, sigma), found)
+
+
+def test_wrappers_wrap_wrappers_and_are_sampled_like_any_denoiser():
+    three, z = OfThree(), noise(6, 2)
+    wrapped = OfClasses(Confined(Guided(three, 3.0, 3), 0.5), range(3))
+    *_, samples = sample(wrapped, z=z)
+    assert samples.shape == z.shape
+    assert samples.abs().max() <= 0.5
+    *_, weak = sample(OfClasses(three, range(3)), z=z)
+    assert (samples.sign() == weak.sign()).float().mean() > 0.5
+
+
+def test_how_many_classes_a_network_knows():
+    plain = Denoiser(MLP(2, width=4), "v", COSINE)
+    assert plain.classes is None
+    plain.network.classes = 11
+    assert plain.classes == 11
+
+
+def test_a_network_may_be_named_by_where_it_is_found(monkeypatch, tmp_path):
+    monkeypatch.setitem(NETWORKS, "elsewhere", "pdlib.networks:MLP")
+    denoiser = tiny()
+    denoiser.network.config["name"] = "elsewhere"
+    denoiser.save(tmp_path)
+    assert same_weights(Denoiser.load(tmp_path), denoiser)

@@ -5,14 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import TOLERANCE, clean_start, column, relative_error, schedules, tensors, times, zero_terminal
-from tiny import COSINE, generator, noise, same_weights, tiny
+from tiny import COSINE, Interrupted, Watched, generator, interrupt, noise, same_weights, tiny
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from pdlib.denoiser import Confined, Denoiser
 from pdlib.exact import GaussianDenoiser
+from pdlib.files import DamagedFileError
 from pdlib.grids import Grid
 from pdlib.networks import MLP
-from pdlib.objectives import Answer, Clean, Objective, TwoSteps, distillation_target
+from pdlib.objectives import Answer, Clean, Objective, PerClass, TwoSteps, distillation_target
 from pdlib.predictions import PredictionError
 from pdlib.sampling import ddim_step
 from pdlib.schedules import diffuse
@@ -334,3 +336,57 @@ def test_a_target_that_asks_the_average_trains_a_network_of_ours():
     assert not same_weights(own.raw, plain.raw)
     learned, before = (loss(Objective(Clean()), denoiser, data) for denoiser in (own.ema, tiny()))
     assert learned < 0.8 * before
+
+
+# Class-conditional objectives.
+
+
+class ByLabel(nn.Module):
+    """A class-conditional denoiser that learns one number for each class: x̂ = that number."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values, self.schedule = nn.Parameter(torch.tensor(values)), COSINE
+
+    def forward(self, z, t, labels):
+        return self.values[labels][:, None].expand_as(z)
+
+
+def test_teacher_student_and_average_are_bound_to_each_batchs_labels():
+    student, average, teacher = ByLabel([1.0, 2.0]), ByLabel([0.0, 0.0]), ByLabel([5.0, 7.0])
+    x, labels = noise(6, 2).float(), torch.tensor([0, 1, 1, 0, 1, 1])
+    objective = PerClass(teacher, lambda bound: Objective(Answer(bound), Grid(4), "constant"))
+    # (5 − 1)² twice and (7 − 2)² four times
+    assert loss(objective, student, (x, labels)).item() == pytest.approx((2 * 16 + 4 * 25) / 6)
+    seen = []
+
+    def target(x, z, t, average):
+        seen.append(average(z, t))
+        return x
+
+    objective = PerClass(None, lambda _: Objective(target, Grid(4), "constant"))
+    objective(student, average, (x, labels), generator())
+    assert torch.equal(seen[0], torch.zeros(6, 2))
+
+
+def test_each_class_is_learned_from_its_own_examples():
+    x, labels = torch.tensor([[-1.0, -1.0], [0.5, 0.5]]).repeat(50, 1), torch.tensor([0, 1]).repeat(50)
+    objective = PerClass(None, lambda _: Objective(Clean(), None, "constant"))
+    settings = TrainingSettings(updates=300, batch_size=16, learning_rate=0.05, ema=0.9)
+    trained = fit(ByLabel([0.0, 0.0]), objective, TensorDataset(x, labels), settings, Session(progress=False)).ema
+    torch.testing.assert_close(trained.values, torch.tensor([-1.0, 0.5]), rtol=0, atol=0.02)
+
+
+def test_a_class_conditional_training_goes_on_to_the_same_bits_and_knows_other_labels(tmp_path):
+    x, labels = noise(40, 2).float(), torch.arange(40) % 2
+    objective = PerClass(ByLabel([5.0, 7.0]), lambda bound: Objective(Answer(bound), Grid(4)))
+    settings, session = TrainingSettings(updates=20, batch_size=8), Session("x", tmp_path, 0.0, progress=False)
+    whole = fit(ByLabel([0.0, 0.0]), objective, TensorDataset(x, labels), settings, Session(progress=False))
+    stopped = Watched(objective, at=12, happens=interrupt)
+    with pytest.raises(Interrupted):
+        fit(ByLabel([0.0, 0.0]), stopped, TensorDataset(x, labels), settings, session)
+    other = TensorDataset(x, 1 - labels)
+    with pytest.raises(DamagedFileError, match="belongs to a training with another"):
+        fit(ByLabel([0.0, 0.0]), Watched(objective), other, settings, session)
+    again = fit(ByLabel([0.0, 0.0]), Watched(objective), TensorDataset(x, labels), settings, session)
+    assert same_weights(again.raw, whole.raw)

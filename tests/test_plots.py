@@ -101,6 +101,20 @@ def test_samples_become_a_png(samples, tmp_path):
     assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 1
 
 
+def test_what_is_measured_is_drawn_with_what_a_student_has_left_to_learn():
+    times = torch.linspace(0.1, 1, 10, dtype=torch.float64)
+    names = ("network", "zero", "mean", "eps = z", "eps = 0")
+    errors = {name: times * (k + 1) for k, name in enumerate(names)}
+    errors["eps = 0"][-1] = torch.inf
+    (alone,) = plots.plot_diagnosis(times, errors).axes
+    assert len(alone.lines) == 5
+    beside, bars = plots.plot_diagnosis(times, errors, torch.tensor([0.1, 0.2, 0.3, 1.4])).axes
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([0.1, 0.2, 0.3, 1.4])
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["0.25", "0.5", "0.75", "1"]
+    assert bars.get_ylim()[1] > 1.4
+    assert beside.get_yscale() == "log"
+
+
 def test_things_drawn_together_have_different_colours():
     groups = [
         ("distilled", "ddim", "stochastic", "real"),

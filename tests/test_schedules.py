@@ -267,6 +267,36 @@ def test_a_wrong_argument_is_named(build, message):
         build()
 
 
+# A part of a schedule on which a chain's grids lie.
+
+
+@pytest.mark.parametrize(("T", "steps", "end"), [(1000, 64, None), (1000, 8, None), (1000, 16, -6.0), (50, 4, -3.0)])
+def test_a_part_for_steps_keeps_values_and_holds_every_halved_grid(T, steps, end):
+    schedule = DiscreteSchedule.linear_beta(T, 0.1 / T, 20 / T)
+    part = schedule.for_steps(steps, end)
+    assert part.T % steps == 0
+    assert 0 <= T - part.T < steps or end is not None
+    grid = Grid(steps)
+    while True:
+        found = part.alpha_sigma(grid.times)[0] ** 2
+        assert torch.isin(found.float(), schedule.alpha_bar.float()).all()
+        if grid.N % 2:
+            break
+        grid = grid.halved()
+    if end is None:
+        assert part.alpha_bar[-1] == schedule.alpha_bar[-1]  # the end stays: it may be what matters
+    else:
+        assert part.alpha_bar[0] == schedule.alpha_bar[0]
+        assert part.log_snr(torch.ones(1)).item() >= end
+        longer = schedule.alpha_bar[part.T + steps - 1] if part.T + steps <= T else 0.0
+        assert torch.logit(torch.as_tensor(longer, dtype=torch.float64)) < end
+
+
+def test_a_part_for_more_steps_than_there_are_is_refused():
+    with pytest.raises(ValueError, match=r"steps=64: of its 50 values \d+ have λ ≥ -3: take fewer steps"):
+        DiscreteSchedule.linear_beta(50, 0.002, 0.4).for_steps(64, -3)
+
+
 # One evaluation for each tensor of times.
 
 
