@@ -73,6 +73,6 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .venv/installed-all: .venv/installed
 	mv .venv/made .venv/filling
-	$(INSTALL) '.[data,explore,test]'
+	$(INSTALL) '.[data,diffusers,explore,test]'
 	mv .venv/filling .venv/made
 	touch $@

@@ -19,7 +19,7 @@ import diffusers
 import torch
 
 from pdlib.denoiser import Denoiser
-from pdlib.interop.diffusers import UNet2D
+from pdlib.interop.unet2d import UNet2D
 from pdlib.runs.evaluation import machine
 from pdlib.schedules import DiscreteSchedule
 

@@ -239,7 +239,7 @@ class MLP(nn.Module):
 NETWORKS: dict[str, Callable[..., nn.Module] | str] = {
     "unet": UNet,
     "mlp": MLP,
-    "unet2d": "pdlib.interop.diffusers:UNet2D",
+    "unet2d": "pdlib.interop.unet2d:UNet2D",
 }
 """Every network that can be built again, by the name in its config: a class, or where it is imported from when it is
 asked for, as "module:class". A new one is one entry."""

@@ -10,11 +10,16 @@ import torch
 
 from pdlib.denoiser import Denoiser
 
-__all__ = ["InteropError", "is_foreign", "open_denoiser", "prediction"]
+__all__ = ["InteropError", "is_foreign", "one_line", "open_denoiser", "prediction"]
 
 
 class InteropError(ValueError):
     """A model of another library cannot be read, or ours cannot be written for it; the message says what can."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def is_foreign(place: str | Path) -> bool:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from huggingface_hub import ModelCard, ModelCardData
-
-if TYPE_CHECKING:
-    import diffusers
+from pdlib.interop.library import diffusers, huggingface_hub
 
 __all__ = ["model_card", "sampling_steps"]
 
@@ -24,7 +20,7 @@ _CITATION = """@inproceedings{salimans2022progressive,
 def sampling_steps(card: Path) -> int | None:
     """For how many steps a folder's model card says that it was made; ``None`` where it does not, or is not there."""
     try:
-        steps = ModelCard.load(card).data.to_dict().get("sampling_steps")
+        steps = huggingface_hub.ModelCard.load(card).data.to_dict().get("sampling_steps")
     except Exception:  # a card is for people: one that cannot be read is none
         return None
     return steps if isinstance(steps, int) and steps > 0 else None
@@ -55,7 +51,7 @@ def model_card(
     """
     unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
     many = f"{steps} steps" if steps > 1 else "one step"
-    metadata = ModelCardData(
+    metadata = huggingface_hub.ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["progressive-distillation", "diffusion"],

@@ -16,22 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pdlib.denoiser import Confined, Denoiser, DenoiserLike, OfClasses
 from pdlib.files import DamagedFileError, read_json
 from pdlib.grids import Grid
-from pdlib.interop import InteropError
+from pdlib.interop import InteropError, one_line
 from pdlib.interop.card import model_card, sampling_steps
-from pdlib.schedules import DiscreteSchedule, Schedule
+from pdlib.interop.library import diffusers, huggingface_hub
+from pdlib.interop.unet2d import UNet2D, angles
+from pdlib.schedules import DiscreteSchedule
 
-try:
-    import diffusers
-    import huggingface_hub
-except ImportError:
-    raise InteropError("models of diffusers need that package: pip install 'pdlib[diffusers]'") from None
-
-__all__ = ["Hub", "SchedulerGrid", "UNet2D", "betas", "load", "pipeline", "read_folder", "save", "scheduler_grid"]
+__all__ = ["Hub", "SchedulerGrid", "betas", "load", "pipeline", "read_folder", "save", "scheduler_grid"]
 
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 """What diffusers calls a prediction -> what we call it."""
@@ -43,89 +39,6 @@ _CONVERT = (
     "convert it once, where you trust it: UNet2DModel.from_pretrained(FOLDER, use_safetensors=False)"
     ".save_pretrained(FOLDER)"
 )
-
-
-class UNet2D(nn.Module):
-    """diffusers' ``UNet2DModel`` as a :class:`pdlib.networks.Network`: told our time, it looks up its own timestep.
-
-    Args:
-        channels, out_channels: of z, and of the output; ``None`` for as many.
-        unet: the ``UNet2DModel``'s config, as far as it differs from its defaults.
-        times: the T times (2/π) arctan(exp(−λ/2)), rising, at which its timesteps 0 … T − 1 were trained; between them
-            it is told a timestep between, in proportion.
-
-    Raises:
-        InteropError: for a config that makes no ``UNet2DModel``.
-    """
-
-    def __init__(self, channels: int, out_channels: int | None, unet: dict[str, Any], times: list[float]):
-        super().__init__()
-        out_channels = out_channels or channels
-        self.config = {
-            "name": "unet2d",
-            "channels": channels,
-            "out_channels": out_channels,
-            "unet": unet,
-            "times": times,
-        }
-        try:
-            self.unet = diffusers.UNet2DModel(**{**unet, "in_channels": channels, "out_channels": out_channels})
-        except (TypeError, ValueError, ArithmeticError, IndexError, RuntimeError, AttributeError) as error:
-            raise InteropError(f"no UNet2DModel can be made of its config: {_line(error)}") from error
-        self.register_buffer("times", torch.tensor([0.0, *times], dtype=torch.float64), persistent=False)
-
-    @property
-    def classes(self) -> int | None:
-        """How many labels it knows, or ``None``."""
-        return self.unet.config.num_class_embeds
-
-    def timestep(self, time: Tensor) -> Tensor:
-        """Its own count of the time, float64: i − 1 at the i-th of its times, from 0 to T − 1. time: (batch,)."""
-        time = time.to(self.times)
-        above = torch.searchsorted(self.times, time).clamp(1, len(self.times) - 1)
-        low, high = self.times[above - 1], self.times[above]
-        return (above - 2 + (time - low) / (high - low)).clamp(0, len(self.times) - 2)
-
-    def forward(self, z: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z: (batch, channels, height, width); time: (batch,) in [0, 1]; labels: (batch,). Returns the output."""
-        return self.unet(z, self.timestep(time).to(z.dtype), class_labels=labels, return_dict=False)[0]
-
-
-def new_unet2d(
-    channels: int,
-    out_channels: int,
-    width: int,
-    multipliers: tuple[int, ...],
-    blocks: int,
-    attention: tuple[int, ...] | None,
-    heads: int,
-    dropout: float,
-    *,
-    size: tuple[int, int],
-    schedule: Schedule,
-    steps: int,
-) -> UNet2D:
-    """An untrained network for a schedule, the other arguments those of :class:`pdlib.networks.UNet`.
-
-    It has about 1000 timesteps: a multiple of ``steps``, so that students of it can be saved.
-    """
-    attends = [attention is not None and level in attention for level in range(len(multipliers))]
-    unet = {
-        "sample_size": list(size),
-        "layers_per_block": blocks,
-        "block_out_channels": [width * multiplier for multiplier in multipliers],
-        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],
-        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)],
-        "add_attention": attention is not None,
-        "attention_head_dim": max(1, width * multipliers[-1] // heads),
-        "norm_num_groups": math.gcd(8, width),
-        "dropout": dropout,
-    }
-    return UNet2D(channels, out_channels, unet, _angles(schedule, steps * max(1, round(1000 / steps))))
-
-
-def _angles(schedule: Schedule, T: int) -> list[float]:
-    return (schedule.angle(torch.arange(1, T + 1, dtype=torch.float64) / T) * (2 / math.pi)).tolist()
 
 
 @dataclass(frozen=True)
@@ -222,7 +135,7 @@ def load(place: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     config = {
         k: v for k, v in unet.config.items() if not k.startswith("_") and k not in ("in_channels", "out_channels")
     }
-    network = UNet2D(unet.config.in_channels, None, _jsonable(config), _angles(schedule, schedule.T))
+    network = UNet2D(unet.config.in_channels, None, _jsonable(config), angles(schedule, schedule.T))
     network.unet.load_state_dict(unet.state_dict())
     prediction = PREDICTION_TYPES[contents.prediction_type]
     steps = sampling_steps(contents.folder / "README.md")
@@ -239,7 +152,7 @@ def alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
     try:
         found = diffusers.DDPMScheduler.from_config(dict(scheduler)).alphas_cumprod.double()
     except (NotImplementedError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise InteropError(f"its scheduler has no betas that diffusers knows: {_line(error)}") from error
+        raise InteropError(f"its scheduler has no betas that diffusers knows: {one_line(error)}") from error
     if len(found) != scheduler["num_train_timesteps"]:
         raise InteropError(
             f"its scheduler has {len(found)} trained_betas and num_train_timesteps={scheduler['num_train_timesteps']}: "
@@ -269,7 +182,9 @@ def _unet(contents: Contents) -> diffusers.UNet2DModel:
     try:
         unet, about = diffusers.UNet2DModel.from_pretrained(str(folder), local_files_only=True, **options)
     except Exception as error:  # the libraries raise many kinds
-        raise InteropError(f"{folder}: its weights cannot be read, or do not fit its config: {_line(error)}") from error
+        raise InteropError(
+            f"{folder}: its weights cannot be read, or do not fit its config: {one_line(error)}"
+        ) from error
     finally:
         logging.set_verbosity(level)
     wrong = {name: about[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if about.get(name)}
@@ -315,7 +230,7 @@ def scheduler_grid(scheduler: Mapping[str, Any], steps: int) -> SchedulerGrid:
     try:
         ddim.set_timesteps(steps)
     except ValueError as error:
-        raise InteropError(f"steps={steps}: {_line(error)}") from error
+        raise InteropError(f"steps={steps}: {one_line(error)}") from error
     pairs = [(i + 1, i + 1 - T // steps) for i in ddim.timesteps.tolist()]
     return SchedulerGrid(steps, pairs=tuple((t / T, (s if s > 0 else last) / T) for t, s in pairs))
 
@@ -476,8 +391,8 @@ def _downloaded(name: str) -> Path:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
     except Exception as error:  # no network, no such name, no right to it: each of its own kind
         raise InteropError(
-            f"{name} is no folder here, and as a name on the hub it could not be had: {_line(error)}; check the name "
-            "and the network, or download it where there is one"
+            f"{name} is no folder here, and as a name on the hub it could not be had: {one_line(error)}; check the "
+            "name and the network, or download it where there is one"
         ) from error
     if not any(folder.rglob("*.safetensors")):
         raise InteropError(f"{name} has no safetensors, and a pickle (.bin) can run code when opened: {_CONVERT}")
@@ -500,7 +415,3 @@ def _require(path: Path, config: dict[str, Any], names: tuple[str, ...]) -> None
 
 def _jsonable(config: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -42,7 +42,7 @@ def new_denoiser(settings: Settings, data: Data) -> Denoiser:
         if not data.is_image:
             network = MLP(channels, outputs, s.mlp_width)
         elif s.network == "unet2d":
-            from pdlib.interop.diffusers import new_unet2d
+            from pdlib.interop.unet2d import new_unet2d
 
             own = {"size": data.shape[1:], "schedule": s.noise_schedule, "steps": s.steps}
             network = new_unet2d(channels, outputs, *unet, **own)

@@ -175,6 +175,8 @@ class Settings(BaseModel):
         for name, value in (("schedule", self.schedule == TEACHER), ("guidance", self.guidance is not None)):
             if value and self.teacher is None:
                 raise ValueError(f"{name}={getattr(self, name)}: give the teacher that has it, teacher=FOLDER")
+        if self.schedule == TEACHER and self.log_snr_max is not None:
+            raise ValueError(f"log_snr_max={self.log_snr_max}: a teacher's schedule begins where it does: leave it out")
         # What its own schedule comes to is seen when it is opened.
         no_division = self.schedule == TEACHER or self.missing or _last_alpha(self.noise_schedule) > 0
         for name in ("prediction", "student_prediction"):

@@ -19,12 +19,12 @@ from pdlib.interop.diffusers import (
     as_its_scheduler_samples,
     betas,
     load,
-    new_unet2d,
     pipeline,
     read_folder,
     save,
     scheduler_grid,
 )
+from pdlib.interop.unet2d import new_unet2d
 from pdlib.sampling import sample
 from pdlib.schedules import CosineSchedule, DiscreteSchedule
 
@@ -365,9 +365,7 @@ def test_whose_a_folder_is(tmp_path):
 
 def test_without_diffusers_a_line_says_what_to_install(tmp_path, monkeypatch):
     loaded(tmp_path / "theirs").save(tmp_path / "ours")
-    for name in [
-        name for name in sys.modules if name.split(".")[0] == "diffusers" or name.startswith("pdlib.interop.d")
-    ]:
+    for name in [name for name in sys.modules if name.startswith(("diffusers.", "pdlib.interop."))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(InteropError, match=r"need that package: pip install 'pdlib\[diffusers\]'"):
