@@ -176,6 +176,7 @@ class _Wrapper(nn.Module):
         super().__init__()
         self.denoiser, self.schedule = denoiser, denoiser.schedule
         self.grid, self.shape = getattr(denoiser, "grid", None), getattr(denoiser, "shape", None)
+        self.classes = getattr(denoiser, "classes", None)
 
     def student(self, *arguments: Any, **options: Any) -> Denoiser:
         """A student of the denoiser itself, see :meth:`Denoiser.student`: it learns from what wraps it."""
@@ -234,9 +235,9 @@ class OfClasses(_Wrapper):
 
     def __init__(self, denoiser: DenoiserLike, classes: int | Sequence[int] | Tensor):
         super().__init__(denoiser)
-        self.classes = torch.as_tensor(classes).flatten()
+        self.labels, self.classes = torch.as_tensor(classes).flatten(), None
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """x̂, of z's shape."""
-        rows = torch.arange(len(z), device=z.device) % len(self.classes)
-        return self.denoiser(z, t, self.classes.to(z.device)[rows])
+        rows = torch.arange(len(z), device=z.device) % len(self.labels)
+        return self.denoiser(z, t, self.labels.to(z.device)[rows])

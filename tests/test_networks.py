@@ -180,7 +180,7 @@ def test_a_head_at_least_is_needed(heads):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "transformer"}, "network='transformer' is unknown; it must be one of unet, mlp, unet2d; add yours to pdlib"),
+        ({"name": "transformer"}, "network='transformer' is unknown; it must be one of unet, mlp, unet2d; add yours"),
         ({"name": "unett"}, "network='unett' is unknown; did you mean 'unet'"),
         ({"name": "mlp", "depth": 3}, "network='mlp': .*unexpected keyword argument 'depth'"),
         ({}, "network=None is unknown"),

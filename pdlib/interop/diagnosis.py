@@ -217,7 +217,7 @@ def _misfit(denoiser: Denoiser, schedule: DiscreteSchedule, x: Tensor, labels: T
     It is that of v̂, of one size at all times; the mean over the same few noise levels, where no conversion magnifies.
     """
     generator, found = torch.Generator(x.device).manual_seed(0), {name: [] for name in PREDICTION_TYPES.values()}
-    bound = () if denoiser.classes is None else (labelled(denoiser, labels).classes.expand(len(x)),)
+    bound = () if denoiser.classes is None else (labelled(denoiser, labels).labels.expand(len(x)),)
     for time in _sound_times(schedule):
         t = time.expand(len(x))
         z, _ = diffuse(x, t, schedule, generator)

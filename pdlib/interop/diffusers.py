@@ -258,9 +258,9 @@ def pipeline(student: Denoiser | OfClasses) -> diffusers.DDIMPipeline:
     """
     label = None
     if isinstance(student, OfClasses):
-        if len(student.classes) > 1:
-            raise InteropError(f"bound to {len(student.classes)} classes: bind it to one, or save it unbound")
-        student, label = student.denoiser, student.classes.item()
+        if len(student.labels) > 1:
+            raise InteropError(f"bound to {len(student.labels)} classes: bind it to one, or save it unbound")
+        student, label = student.denoiser, student.labels.item()
     network, schedule = getattr(student, "network", None), student.schedule
     if not isinstance(network, UNet2D):
         what = type(student if network is None else network).__name__

@@ -146,7 +146,7 @@ def _sample(chosen: argparse.Namespace) -> None:
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{name} {value}: must be a whole number from {low} to {high}")
     generator = torch.Generator(next(denoiser.parameters()).device).manual_seed(chosen.seed)
-    if run is None and denoiser.grid is None:
+    if denoiser.grid is None and pdlib.interop.is_foreign(folder):
         from pdlib.interop.diffusers import as_its_scheduler_samples
 
         denoiser, steps = as_its_scheduler_samples(folder, denoiser, steps or 50)

@@ -113,7 +113,7 @@ def test_the_guided_teacher_is_what_is_distilled_and_evaluated(classes):
     student = as_sampled(classes, "student-2", classes.denoiser(2))
     assert isinstance(student, OfClasses)
     assert not isinstance(student.denoiser, Guided)
-    counts = torch.bincount(student.classes, minlength=10) / len(student.classes)
+    counts = torch.bincount(student.labels, minlength=10) / len(student.labels)
     torch.testing.assert_close(counts, torch.bincount(labels) / len(labels), rtol=0, atol=1 / 256)
 
 
@@ -158,6 +158,16 @@ def test_a_folder_is_sampled_as_its_own_scheduler_says(theirs, tmp_path, capsys)
         output = tmp_path / f"{len(steps)}.png"
         assert cli.main(["sample", str(theirs), "--count", "4", "--output", str(output), *steps]) == 0
     assert (tmp_path / "0.png").read_bytes() != (tmp_path / "2.png").read_bytes()
+
+
+def test_a_class_conditional_folder_is_sampled_of_all_classes_or_one(tmp_path, capsys):
+    theirs = write(tmp_path / "theirs", network=unet(num_class_embeds=3), clip_sample=True)
+    for label in ([], ["--label", "2"]):
+        output = tmp_path / f"{len(label)}.png"
+        assert cli.main(["sample", str(theirs), "--count", "4", "--output", str(output), "--steps", "2", *label]) == 0
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "2.png").read_bytes()
+    assert cli.main(["sample", str(theirs), "--output", str(tmp_path / "no.png"), "--label", "3"]) == 2
+    assert "--label 3: the classes are 0 … 2" in capsys.readouterr().err
 
 
 def test_a_folder_is_diagnosed_and_measured(theirs, tmp_path, capsys):
