@@ -147,8 +147,8 @@ def x_errors(denoiser: DenoiserLike, x: Tensor, times: Tensor, seed: int = 0) ->
             "eps = 0": z / alpha,
         }
         found.append({name: (answer - x).double().square().mean() for name, answer in answers.items()})
-    infinite = torch.tensor(torch.inf)
-    return {name: torch.stack([row[name].nan_to_num(nan=infinite).cpu() for row in found]) for name in found[0]}
+    # 0/0 at α = 0
+    return {name: torch.stack([row[name].cpu() for row in found]).nan_to_num(torch.inf, torch.inf) for name in found[0]}
 
 
 @torch.no_grad()

@@ -213,11 +213,11 @@ def plot_diagnosis(times: Tensor, errors: dict[str, Tensor], left: Tensor | None
     axes, *others = np.atleast_1d(figure.subplots(1, 1 if left is None else 2))
     lines = {"zero": ":", "mean": "--", "eps = z": "-.", "eps = 0": (0, (1, 3))}
     labels = {"zero": "x̂ = 0", "mean": "x̂ = mean", "eps = z": "ε̂ = z", "eps = 0": "ε̂ = 0"}
+    low, high = errors["network"].min().item() / 2, 2 * max(errors[name].max().item() for name in ("zero", "network"))
     for name, line in lines.items():
-        axes.semilogy(times, errors[name], linestyle=line, color=GREY, label=labels[name])
+        axes.semilogy(times, errors[name].clamp(max=10 * high), linestyle=line, color=GREY, label=labels[name])
     axes.semilogy(times, errors["network"], "o-", color=BLUE, label="the network")
-    top = 2 * max(errors["zero"].max().item(), errors["network"].max().item())
-    axes.set(xlabel="time t", ylabel="mean square error of x̂", xlim=(0, 1.02), ylim=(None, top))
+    axes.set(xlabel="time t", ylabel="mean square error of x̂", xlim=(0, 1.02), ylim=(low, high))
     axes.legend(fontsize=10)
     for beside in others:
         steps = len(left)
@@ -235,6 +235,7 @@ def plot_diagnosis(times: Tensor, errors: dict[str, Tensor], left: Tensor | None
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def plot_losses(histories: dict[str, Tensor]) -> Figure:
     """The loss of every training against the share of its updates that is done.
 

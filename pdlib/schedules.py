@@ -257,7 +257,8 @@ class DiscreteSchedule(Schedule):
         kept = alpha_bar if log_snr_min is None else alpha_bar[torch.logit(alpha_bar) >= log_snr_min]
         left_out, count = len(kept) % steps, len(kept)
         if count < steps:
-            raise ValueError(f"steps={steps}: of its {self.T} values {count} have λ ≥ {log_snr_min}: take fewer steps")
+            which = "" if log_snr_min is None else f", {count} of them with λ ≥ {log_snr_min}"
+            raise ValueError(f"steps={steps}: the schedule has {self.T} values{which}: take fewer steps")
         kept = kept[left_out:] if count == self.T else kept[: count - left_out]
         return DiscreteSchedule(kept, self.alpha_bar_0)
 

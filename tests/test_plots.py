@@ -113,6 +113,8 @@ def test_what_is_measured_is_drawn_with_what_a_student_has_left_to_learn():
     assert [label.get_text() for label in bars.get_xticklabels()] == ["0.25", "0.5", "0.75", "1"]
     assert bars.get_ylim()[1] > 1.4
     assert beside.get_yscale() == "log"
+    low, high = beside.get_ylim()
+    assert low < errors["network"].min() < errors["zero"].max() < high < 10
 
 
 def test_things_drawn_together_have_different_colours():

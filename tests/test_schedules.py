@@ -293,7 +293,7 @@ def test_a_part_for_steps_keeps_values_and_holds_every_halved_grid(T, steps, end
 
 
 def test_a_part_for_more_steps_than_there_are_is_refused():
-    with pytest.raises(ValueError, match=r"steps=64: of its 50 values \d+ have λ ≥ -3: take fewer steps"):
+    with pytest.raises(ValueError, match=r"steps=64: the schedule has 50 values, \d+ of them with λ ≥ -3: take fewer"):
         DiscreteSchedule.linear_beta(50, 0.002, 0.4).for_steps(64, -3)
 
 

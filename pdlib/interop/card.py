@@ -43,7 +43,7 @@ def model_card(
         pipeline: what is saved.
         steps: in how many it is to be used.
         name: the model's.
-        teacher: what it was distilled from, a folder or a name on the hub.
+        teacher: what it was distilled from, a folder or a name on the hub; ``None`` for no student.
         teacher_steps: in how many steps that one was sampled.
         data: what it was trained on.
         guidance: the weight of the teacher's guidance, which is in the student now.
@@ -58,11 +58,12 @@ def model_card(
         sampling_steps=steps,
         base_model=teacher if teacher and teacher.count("/") == 1 and not teacher.startswith((".", "/", "~")) else None,
     )
-    origin = f" from `{teacher}`" if teacher else ""
+    origin = f": a student of progressive distillation, from `{teacher}`" if teacher else ""
     origin += f", sampled by DDIM in {teacher_steps} steps" if teacher_steps else ""
     origin += f", with guidance of weight {guidance:g}, which is in this model now: give none" if guidance else ""
     of = f" of images like those of `{data}`" if data else ""
-    known = f"z = torch.randn(8, {unet.in_channels}, {', '.join([str(unet.sample_size)] * 2)})"
+    sizes = [unet.sample_size] * 2 if isinstance(unet.sample_size, int) else unet.sample_size
+    noise = f"z = torch.randn(8, {unet.in_channels}, {', '.join(map(str, sizes))})"
     if unet.num_class_embeds is None:
         use = f"""from diffusers import DDIMPipeline
 
@@ -74,7 +75,7 @@ from diffusers import DDIMPipeline
 
 pipeline = DDIMPipeline.from_pretrained("{name}")
 unet, scheduler = pipeline.unet, pipeline.scheduler
-{known}
+{noise}
 classes = torch.arange(8) % {unet.num_class_embeds}
 scheduler.set_timesteps({steps})
 for t in scheduler.timesteps:
@@ -88,7 +89,7 @@ for t in scheduler.timesteps:
 
 # {name}
 
-A diffusion model{of} that samples in **{many}**: a student of progressive distillation{origin}.
+A diffusion model{of} that samples in **{many}**{origin}.
 
 ## Use
 

@@ -38,6 +38,7 @@ CULPRITS = (
 )
 """The known mistakes, by the names that :func:`diagnose_folder` gives them."""
 
+_RETRAIN = 'Mend it by training on, with "rescale_betas_zero_snr": true from then'
 _BETTER = {"prediction type": 1.5, "range": 1.5, "schedule": 1.03}
 """So many times smaller must the error be with another line of config, for that line to be named. Another prediction or
 range changes all, another schedule little: on healthy networks every other one is worse."""
@@ -96,18 +97,12 @@ def _of_config(denoiser: Denoiser, scheduler: Mapping[str, Any], steps: int) -> 
         )
     is_eps = denoiser.prediction == "eps"
     for finding in diagnose(denoiser, Grid(min(steps, T))):
-        if finding.culprit == "terminal SNR":
+        if finding.culprit == "terminal SNR" and denoiser.grid is None:  # a student starts where it was made to start
             explanation = (
                 f"its schedule ends at α = {finding.figure:.2g}: training never showed pure noise, and sampling starts "
-                "from it. "
-                + (
-                    "Distil it on a schedule that is cut, to students that say v."
-                    if is_eps
-                    else "Train on with α = 0 there."
-                )
+                f"from it. {'Distil it on a schedule that is cut, to students that say v' if is_eps else _RETRAIN}."
             )
-            line = "" if is_eps else '"rescale_betas_zero_snr": true'
-            yield replace(finding, explanation=explanation, line=line)
+            yield replace(finding, explanation=explanation)
         elif finding.culprit == "unbounded targets":
             explanation = (
                 f"it predicts ε, whose error reaches x̂ magnified by σ/α = {finding.figure:.3g} at the last timestep. "
@@ -128,7 +123,8 @@ def _of_config(denoiser: Denoiser, scheduler: Mapping[str, Any], steps: int) -> 
 def _on_noise(denoiser: Denoiser, scheduler: Mapping[str, Any]) -> Iterator[Finding]:
     """What its answer to pure noise at the last timestep gives away, without any image."""
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(64, *(denoiser.shape or (denoiser.network.config["channels"], 32, 32)), generator=generator)
+    shape = denoiser.shape or (denoiser.network.config["channels"], 32, 32)
+    z = torch.randn(max(8, min(64, 2**18 // math.prod(shape))), *shape, generator=generator)
     t = torch.ones(len(z), dtype=torch.float64)
     labels = () if denoiser.classes is None else (torch.arange(len(z)) % denoiser.classes,)
     output, schedule = denoiser.output(z, t, *labels), denoiser.schedule

@@ -5,9 +5,10 @@ Its timestep i − 1 is our t = i/T: what is asked for on its own grid of T time
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -65,15 +66,17 @@ class Contents:
         return self.scheduler.get("prediction_type") or "epsilon"
 
 
-def read_folder(place: str | Path) -> Contents:
+def read_folder(place: str | Path, **hub: Any) -> Contents:
     """The configs of a pipeline's folder, of a model's folder with its scheduler's beside it, or of a hub name.
+
+    ``hub``: ``revision``, ``token`` and the like, as ``huggingface_hub.snapshot_download`` takes them.
 
     Raises:
         InteropError: for what is not there, another architecture, or a config that lacks what is needed.
     """
     folder = Path(place).expanduser()
     if not folder.exists():
-        folder = _downloaded(str(place))
+        folder = _downloaded(str(place), ["*.json", "README.md"], **hub)
     index = _config(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     parts = [name for name, part in index.items() if isinstance(part, list) and part[0] is not None]
     others = [name for name in parts if name not in ("unet", "scheduler")]
@@ -114,13 +117,14 @@ def read_folder(place: str | Path) -> Contents:
     return contents
 
 
-def load(place: str | Path, device: torch.device | str = "cpu") -> Denoiser:
+def load(place: str | Path, device: torch.device | str = "cpu", **hub: Any) -> Denoiser:
     """A model that diffusers wrote, as a denoiser on its own schedule, ready for sampling.
 
     Args:
         place: a pipeline's folder; a model's, with its scheduler's beside it; or a name on the hub (owner/name), of
             which the configs and safetensors files are downloaded into the hub's own cache.
         device: where to.
+        **hub: as in :func:`read_folder`.
 
     Returns:
         The denoiser, made for no grid unless its model card says for how many steps. A class-conditional one takes
@@ -129,13 +133,17 @@ def load(place: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     Raises:
         InteropError: as in :func:`read_folder`, and for weights that are pickled, damaged, or do not fit.
     """
-    contents = read_folder(place)
+    contents = read_folder(place, **hub)
     schedule = _schedule(contents)
+    if not Path(place).expanduser().exists():  # only now that it can be read
+        folder = _downloaded(str(place), ["*.safetensors"], **hub)
+        if not any(folder.rglob("*.safetensors")):
+            raise InteropError(f"{place} has no safetensors, and a pickle (.bin) can run code when opened: {_CONVERT}")
     unet = _unet(contents)
-    config = {
-        k: v for k, v in unet.config.items() if not k.startswith("_") and k not in ("in_channels", "out_channels")
-    }
-    network = UNet2D(unet.config.in_channels, None, _jsonable(config), angles(schedule, schedule.T))
+    takes = inspect.signature(diffusers.UNet2DModel.__init__).parameters  # more lies there, such as an average's decay
+    config = {name: value for name, value in _jsonable(unet.config).items() if name in takes}
+    channels, _ = config.pop("in_channels"), config.pop("out_channels")
+    network = UNet2D(channels, None, config, angles(schedule, schedule.T))
     network.unet.load_state_dict(unet.state_dict())
     prediction = PREDICTION_TYPES[contents.prediction_type]
     steps = sampling_steps(contents.folder / "README.md")
@@ -238,7 +246,8 @@ def scheduler_grid(scheduler: Mapping[str, Any], steps: int) -> SchedulerGrid:
 def as_its_scheduler_samples(place: str | Path, denoiser: Denoiser, steps: int) -> tuple[DenoiserLike, SchedulerGrid]:
     """A loaded denoiser and the grid, as the folder's own scheduler has its DDIM sampler spaced and clipped.
 
-    With clipping, ε̂ is taken from the clipped x̂: diffusers' ``use_clipped_model_output=True``.
+    With clipping, ε̂ is taken from the clipped x̂: diffusers' ``use_clipped_model_output=True``. Dynamic thresholding
+    is left out.
     """
     scheduler = read_folder(place).scheduler
     limit = scheduler.get("clip_sample_range", 1.0) if scheduler.get("clip_sample", True) else None
@@ -354,9 +363,11 @@ def save(student: Denoiser | OfClasses, folder: str | Path, **about: Any) -> Non
         bound = student.denoiser if isinstance(student, OfClasses) else student
         card = model_card(made, bound.grid.N, **{"name": folder.name, **about})
         (Path(home) / "README.md").write_text(card, encoding="utf-8")
+        os.chmod(home, 0o755)
         with suppress(FileNotFoundError):
             folder.rmdir()
-        shutil.copytree(home, folder)
+        os.replace(home, folder)
+        Path(home).mkdir()  # for its end
 
 
 class Hub(huggingface_hub.ModelHubMixin, library_name="diffusers"):
@@ -369,6 +380,7 @@ class Hub(huggingface_hub.ModelHubMixin, library_name="diffusers"):
 
     def __init__(self, denoiser: Denoiser | OfClasses, about: dict[str, Any] | None = None):
         self.denoiser, self.about = denoiser, about or {}
+        self._hub_mixin_config = None  # the mixin would write what is in the card already
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """As the mixin's, which see for ``options``; the card calls it by this name."""
@@ -379,24 +391,22 @@ class Hub(huggingface_hub.ModelHubMixin, library_name="diffusers"):
         save(self.denoiser, save_directory, **self.about)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **_: Any) -> Hub:
-        return cls(load(model_id))
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Hub:
+        known = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+        return cls(load(model_id, **{name: options[name] for name in known if options.get(name) is not None}))
 
 
-def _downloaded(name: str) -> Path:
-    """The configs and safetensors of a model on the hub, in the hub's cache."""
+def _downloaded(name: str, patterns: list[str], **hub: Any) -> Path:
+    """Some files of a model on the hub, in the hub's cache."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise InteropError(f"{name} does not exist: give a folder, or a name on the hub (owner/name)")
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **hub))
     except Exception as error:  # no network, no such name, no right to it: each of its own kind
         raise InteropError(
             f"{name} is no folder here, and as a name on the hub it could not be had: {one_line(error)}; check the "
             "name and the network, or download it where there is one"
         ) from error
-    if not any(folder.rglob("*.safetensors")):
-        raise InteropError(f"{name} has no safetensors, and a pickle (.bin) can run code when opened: {_CONVERT}")
-    return folder
 
 
 def _config(path: Path) -> dict[str, Any]:

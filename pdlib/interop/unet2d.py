@@ -77,8 +77,13 @@ def new_unet2d(
 ) -> UNet2D:
     """An untrained network for a schedule, the other arguments those of :class:`pdlib.networks.UNet`.
 
+    ``heads`` are those of the lowest level; at others there are as many as have the same number of channels.
+
     It has about 1000 timesteps: a multiple of ``steps``, so that students of it can be saved.
     """
+    each = max(1, width * multipliers[-1] // heads)
+    if any(width * multipliers[level] % each for level in attention or ()):
+        raise InteropError(f"heads={heads}: {each} channels a head do not divide an attending level: take others")
     attends = [attention is not None and level in attention for level in range(len(multipliers))]
     unet = {
         "sample_size": list(size),
@@ -87,7 +92,7 @@ def new_unet2d(
         "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],
         "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)],
         "add_attention": attention is not None,
-        "attention_head_dim": max(1, width * multipliers[-1] // heads),
+        "attention_head_dim": each,
         "norm_num_groups": math.gcd(8, width),
         "dropout": dropout,
     }

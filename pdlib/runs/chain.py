@@ -25,6 +25,7 @@ from pdlib.predictions import PREDICTIONS, output_channels
 from pdlib.runs.settings import TEACHER, Settings, SettingsError
 from pdlib.schedules import DiscreteSchedule, Schedule
 from pdlib.training import Session, Trained, TrainingSettings, fit
+from pdlib.weightings import Weighting
 
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
@@ -162,7 +163,7 @@ def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
 
     clean, stage = update(lambda _: Objective(Clean(), None, s.loss_weighting), s.teacher_training), 0.0
     if grids := s.grid.down_to(s.end_steps):
-        stage = update(partial(_stage_objective, s, grids[0]), s.stage_training(grids[0]))
+        stage = update(partial(_stage_objective, *_of_stages(s), grids[0]), s.stage_training(grids[0]))
     z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
     with torch.no_grad():
         for _ in range(2):
@@ -209,21 +210,33 @@ def _train(run: Run, part: str, models: dict[str, Denoiser], session: Session) -
     if part == "converted":
         parent = Confined(teacher, s.clip_x or run.data.x.abs().max().item())
         training = replace(s.teacher_training, updates=s.convert_updates)
-        objective = _objective(parent, classes, lambda parent: Objective(Answer(parent), parent.grid, s.loss_weighting))
+        objective = _objective(parent, classes, partial(_conversion, s.loss_weighting))
         return fit(parent.student(s.student_prediction, seed=training.seed), objective, x, training, session)
 
     def objective(teacher: DenoiserLike, grid: Grid) -> Objective | PerClass:
-        return _objective(teacher, classes, partial(_stage_objective, s, grid))
+        return _objective(teacher, classes, partial(_stage_objective, *_of_stages(s), grid))
 
     options = {"objective": objective, "prediction": s.student_prediction, "session": session}
     (stage,) = progressive_distillation(teacher, x, teacher.grid.halved().N, s.stage_training, **options)
     return stage.trained
 
 
-def _stage_objective(s: Settings, grid: Grid, teacher: DenoiserLike) -> Objective:
+def _of_stages(s: Settings) -> tuple[str, float | None, str | Weighting]:
+    """All of the settings that decides a stage's objective: a checkpoint's fingerprint covers it, and nothing else."""
+    return s.method, s.clip_x, s.loss_weighting
+
+
+def _stage_objective(
+    method: str, clip_x: float | None, weighting: str | Weighting, grid: Grid, teacher: DenoiserLike
+) -> Objective:
     """What the student for a grid learns from its teacher."""
-    teacher = teacher if s.clip_x is None else Confined(teacher, s.clip_x)
-    return Objective(METHODS[s.method](teacher, grid), grid, s.loss_weighting)
+    teacher = teacher if clip_x is None else Confined(teacher, clip_x)
+    return Objective(METHODS[method](teacher, grid), grid, weighting)
+
+
+def _conversion(weighting: str | Weighting, parent: DenoiserLike) -> Objective:
+    """What the network learns that is to say what its parent says, in another prediction."""
+    return Objective(Answer(parent), parent.grid, weighting)
 
 
 def _keep(run: Run, part: str, denoiser: Denoiser, *history: dict[str, Any]) -> Denoiser:

@@ -118,7 +118,7 @@ def _run(chosen: argparse.Namespace) -> None:
 def _opened(folder: Path) -> tuple[pdlib.runs.Run | None, str | None]:
     """The run that a folder is, or is one network of, and that network's name; no run for a denoiser on its own."""
     if pdlib.interop.is_foreign(folder):
-        return None, folder.name
+        return None, folder.absolute().name
     if not (folder / "model.safetensors").is_file():
         return pdlib.runs.load_run(folder), None
     above = folder.absolute().parent
@@ -210,6 +210,8 @@ def _diagnose(chosen: argparse.Namespace) -> int:
     run, part = _opened(chosen.folder)
     if chosen.data is None and (chosen.teacher or chosen.picture):
         raise ValueError("--teacher and --picture need images to measure on: give --data")
+    if len(chosen.teacher or ()) > 2 or (chosen.steps is not None and chosen.steps < 1):
+        raise ValueError("--teacher can be given twice, the student's own and the first; --steps must be 1 or more")
     data = None if chosen.data is None else pdlib.load_data(chosen.data)
     if data is None and run is not None and part is None:
         if not (findings := pdlib.runs.diagnose_run(run)):
@@ -218,6 +220,8 @@ def _diagnose(chosen: argparse.Namespace) -> int:
             )
     else:
         denoiser, _, part = _network(chosen.folder, chosen.steps)
+        if data is not None:
+            data = _some(data, denoiser, chosen.data)
         found = _findings(chosen, denoiser, run, part, data)
         findings = {part: found if data is None else [*found, *_measured(chosen, denoiser, data)]}
     for part, found in findings.items():
@@ -238,8 +242,19 @@ def _findings(
         return pdlib.diagnose(denoiser, chosen.steps and pdlib.Grid(chosen.steps))
     from pdlib.interop.diagnosis import diagnose_folder
 
-    images = () if data is None else (data.x[:256], None if data.labels is None else data.labels[:256])
+    images = () if data is None else (data.x, data.labels)
     return diagnose_folder(chosen.folder, *images, steps=chosen.steps)
+
+
+def _some(data: pdlib.Data, denoiser: pdlib.Denoiser, name: str) -> pdlib.Data:
+    """A few hundred of the data, of large images fewer, checked to fit the network."""
+    wanted = denoiser.shape or (denoiser.network.config["channels"], *data.shape[1:])
+    if tuple(wanted) != data.shape:
+        raise ValueError(f"--data {name}: its examples are {data.shape}, and the network's {tuple(wanted)}")
+    if denoiser.classes is not None and data.labels is not None and int(data.labels.max()) >= denoiser.classes:
+        raise ValueError(f"--data {name}: it has {int(data.labels.max()) + 1} classes, the network {denoiser.classes}")
+    count = max(16, min(256, 2**19 // math.prod(data.shape)))
+    return pdlib.Data(data.name, data.x[:count], None if data.labels is None else data.labels[:count])
 
 
 def _measured(chosen: argparse.Namespace, denoiser: pdlib.Denoiser, data: pdlib.Data) -> list[pdlib.diagnosis.Finding]:
@@ -248,9 +263,7 @@ def _measured(chosen: argparse.Namespace, denoiser: pdlib.Denoiser, data: pdlib.
     from pdlib.diagnosis import diagnose_student, labelled, measured_times, residuals, x_errors
     from pdlib.files import write_bytes
 
-    if denoiser.shape not in (None, data.shape):
-        raise ValueError(f"--data {chosen.data}: its examples are {data.shape}, and the network's {denoiser.shape}")
-    x, labels = data.x[:256], None if data.labels is None else data.labels[:256]
+    x, labels = data.x, data.labels
     times, left = measured_times(denoiser), []
     errors = x_errors(labelled(denoiser, labels), x, times)
     print("mean square error of x̂, and of answers that need no network")
@@ -261,9 +274,11 @@ def _measured(chosen: argparse.Namespace, denoiser: pdlib.Denoiser, data: pdlib.
         if denoiser.grid is None and chosen.steps is None:
             raise ValueError(f"{chosen.folder} does not say for how many steps it was made: give --steps")
         denoiser.grid = denoiser.grid or pdlib.Grid(chosen.steps)
-        for place in chosen.teacher[:2]:
-            teacher = pdlib.interop.open_denoiser(place)
+        for place in chosen.teacher:
+            teacher, run, part = _network(place)
             teacher.schedule = denoiser.schedule  # a network is told the log-SNR, whatever the schedule
+            if run is not None:  # as the student saw it
+                teacher = pdlib.Confined(run.guided(part, teacher), run.settings.clip_x)
             left.append(residuals(labelled(denoiser, labels), labelled(teacher, labels), x))
             told = (f"{part:.2g} at t = {(i + 1) / len(left[-1]):.3g}" for i, part in enumerate(left[-1].tolist()))
             print(f"left to learn of two steps of {place}: {', '.join(told)}")

@@ -20,8 +20,8 @@ from pdlib import plots
 from pdlib.files import write_bytes
 from pdlib.metrics import METRICS
 from pdlib.runs.chain import expected_seconds
-from pdlib.runs.run import Run, check, default_folder, execute, finish, load_run, new_run
-from pdlib.runs.settings import Settings, make_settings, notebook_parameters, settings_to_json
+from pdlib.runs.run import Run, check, default_folder, execute, finish, load_run, new_run, settings_of
+from pdlib.runs.settings import Settings, notebook_parameters, settings_to_json
 
 __all__ = [
     "ReportError",
@@ -49,7 +49,7 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
     the training. While it trains its page shows the networks that there are.
     """
     where = Path(folder) if folder else default_folder(preset, **overrides)
-    chosen = new_run(where, make_settings(preset, **overrides))
+    chosen = new_run(where, settings_of(where, preset, **overrides))
     if not (where / "config.json").is_file():
         parts = expected_seconds(chosen, check(chosen))
         if progress:

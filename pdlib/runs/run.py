@@ -36,11 +36,29 @@ from pdlib.interop import is_foreign
 from pdlib.metrics import METRICS
 from pdlib.runs.chain import as_sampled, given_teacher, guided, network_digest, new_denoiser, train_chain
 from pdlib.runs.evaluation import evaluate
-from pdlib.runs.settings import Settings, SettingsError, make_settings, settings_to_json, upgraded
+from pdlib.runs.settings import (
+    OF_A_TEACHER,
+    TEACHER,
+    Settings,
+    SettingsError,
+    make_settings,
+    settings_to_json,
+    upgraded,
+)
 from pdlib.sampling import sample
 from pdlib.training import Session
 
-__all__ = ["Run", "default_folder", "diagnose_run", "execute", "finish", "load_run", "new_run", "runs_folder"]
+__all__ = [
+    "Run",
+    "default_folder",
+    "diagnose_run",
+    "execute",
+    "finish",
+    "load_run",
+    "new_run",
+    "runs_folder",
+    "settings_of",
+]
 
 PLACES = ("data", "teacher", "device")  # what is found there is part of a run, by its digest
 
@@ -153,7 +171,9 @@ class Run:
         """What :func:`pdlib.diagnosis.diagnose` says of one of :attr:`parts`."""
         s = self.settings
         continuous = part == "teacher" and s.teacher is None and not s.discrete_teacher
-        return diagnose(self.open(part), Grid(s.steps) if continuous else None, s.loss_weighting)
+        found = diagnose(self.open(part), Grid(s.steps) if continuous else None, s.loss_weighting)
+        on_purpose = s.schedule == TEACHER and s.log_snr_min is not None
+        return [finding for finding in found if not (on_purpose and finding.culprit == "terminal SNR")]
 
     def sample(self, steps: int, noise: Tensor) -> Iterator[Tensor]:
         """The walk of the network for so many steps from given noise, see :func:`pdlib.sampling.sample`."""
@@ -169,15 +189,18 @@ class Run:
         steps = next((n for n in s.evaluated_steps if self.part(n).name == part), None)
         if self.finished and steps is not None:
             entry, images = self.metrics["curves"]["distilled"][str(steps)], self.metrics["images"]
-            figures = {metric.label: f"{entry[name][0]:.3g} ± {entry[name][1]:.2g}" for name, metric in METRICS.items()}
-            figures["Fréchet distance over the teacher's"] = (
-                f"{entry['ratio']:.3g} ± {entry['ratio_standard_error']:.2g}"
-            )
+            measured = {metric.label: entry[name] for name, metric in METRICS.items()}
+            measured["Fréchet distance over the teacher's"] = (entry["ratio"], entry["ratio_standard_error"])
+            known = {label: pair for label, pair in measured.items() if None not in pair}
+            figures = {label: f"{value:.3g} ± {error:.2g}" for label, (value, error) in known.items()}
             figures["images measured"] = f"{images:,}"
-        teacher = s.teacher and (Path(s.teacher).name if os.path.exists(s.teacher) else s.teacher)
-        return {"teacher": teacher, "data": s.data, "guidance": s.guidance, "figures": figures} | {
-            "teacher_steps": s.steps
-        }
+        teacher, data = (
+            place and (Path(place).name if os.path.isabs(place) else place) for place in (s.teacher, s.data)
+        )
+        about = {"data": data, "figures": figures}
+        if part == "teacher":
+            return about
+        return about | {"teacher": teacher or "its teacher", "teacher_steps": s.steps, "guidance": s.guidance}
 
     def same_noise(self, count: int) -> tuple[dict[str, Tensor], Tensor]:
         """One set of noises through each network that is there: samples (count, …) by network, and the noises."""
@@ -232,8 +255,22 @@ def execute(
         NotFiniteError: where a loss becomes NaN.
         OSError: where the disk is full.
     """
-    run = new_run(Path(folder) if folder else default_folder(preset, **overrides), make_settings(preset, **overrides))
+    where = Path(folder) if folder else default_folder(preset, **overrides)
+    run = new_run(where, settings_of(where, preset, **overrides))
     return finish(run, progress, checkpoint_seconds)
+
+
+def settings_of(folder: Path, preset: str = "default", **overrides: Any) -> Settings:
+    """As :func:`pdlib.runs.settings.make_settings`, for a run in a folder, raising the same.
+
+    What a foreign teacher decided when the run was begun stays as it was, wherever that teacher is now.
+    """
+    teacher = overrides.get("teacher")
+    begun = teacher is not None and (folder / "config.json").is_file()
+    if begun and (is_foreign(teacher) or not os.path.exists(teacher)):
+        there = load_run(folder).settings
+        overrides = {name: getattr(there, name) for name in OF_A_TEACHER} | overrides
+    return make_settings(preset, **overrides)
 
 
 def new_run(folder: Path, settings: Settings) -> Run:
@@ -290,8 +327,9 @@ def finish(
 
 def check(run: Run) -> Denoiser | None:
     """Try what a run starts from, and whether the disk can hold it; returns the given teacher, if there is one."""
-    given = given_teacher(run)
-    denoiser, x = given or new_denoiser(run.settings, run.data), run.data.x[:2].to(run.settings.device)
+    given, there = given_teacher(run), "teacher" not in run.missing
+    denoiser = given or (run.teacher if there else new_denoiser(run.settings, run.data))
+    x = run.data.x[:2].to(run.settings.device)
     try:
         with torch.no_grad():
             as_sampled(run, "teacher", denoiser)(x, torch.full((2,), 0.5, device=x.device))

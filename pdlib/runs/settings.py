@@ -46,6 +46,8 @@ NAMES = ("prediction", "student_prediction", "method", "weighting", "schedule")
 NETWORK = ("network", "width", "multipliers", "blocks", "attention", "heads", "dropout", "mlp_width")
 """The settings that describe the network; without meaning where a given teacher brings its own."""
 
+OF_A_TEACHER = ("prediction", "schedule", "log_snr_min", "student_prediction", "stage_updates", "stage_learning_rate")
+"""The settings that a given teacher of another library decides, where nothing else is said."""
 TEACHER = "teacher"
 """The schedule of that name is the given teacher's own."""
 
@@ -258,19 +260,21 @@ def make_settings(preset: str = "default", **overrides: Any) -> Settings:
     """A preset with some settings overridden, as values or text; SettingsError for what is unknown or not allowed."""
     if preset not in PRESETS:
         raise SettingsError(f"preset={preset!r} is unknown; it must be one of {', '.join(PRESETS)}")
-    settings = Settings(**{**PRESETS[preset], **_of_a_foreign_teacher(overrides), **overrides})
+    own = _of_a_foreign_teacher(overrides, PRESETS[preset])
+    settings = Settings(**{**PRESETS[preset], **own, **overrides})
     for name in NETWORK if settings.teacher is not None else ():
         if name in overrides:
             raise SettingsError(f"{name}={overrides[name]}: the given teacher brings its own network: leave {name} out")
     return settings
 
 
-def _of_a_foreign_teacher(overrides: dict[str, Any]) -> dict[str, Any]:
+def _of_a_foreign_teacher(overrides: dict[str, Any], preset: dict[str, str]) -> dict[str, Any]:
     """What a teacher of another library decides where nothing else was said: notebook 08's recipe.
 
-    What it predicts; its own schedule, which for an ε network ends where x̂ is still sound, and students that say v.
+    What it predicts; its own schedule, which for an ε network ends where x̂ is still sound, and students that say v: the
+    first, which must unlearn ε besides, has three times the updates, at a higher rate.
     """
-    if overrides.get("teacher") is None:
+    if overrides.get("teacher") is None or not {*OF_A_TEACHER[:4]} - overrides.keys():
         return {}
     from pdlib.interop import is_foreign, prediction
 
@@ -280,6 +284,12 @@ def _of_a_foreign_teacher(overrides: dict[str, Any]) -> dict[str, Any]:
     usual |= {"schedule": TEACHER} if "schedule" not in overrides else {}
     if usual["prediction"] == "eps" and overrides.get("schedule", TEACHER) == TEACHER:
         usual |= {"student_prediction": "v", "log_snr_min": EPS_ENDS}
+        said = {name: field.default for name, field in Settings.model_fields.items()} | preset | overrides
+        first = int(said["steps"]) // 2 if str(said["steps"]).isdigit() else 0
+        if first and not overrides.keys() & {*OF_A_TEACHER[4:]} and str(said["steps"]) != str(said["end_steps"]):
+            updates, rate = str(said["stage_updates"]), str(said["stage_learning_rate"])
+            usual["stage_updates"] = f"{updates},{first}:{3 * int(_at(updates, first))}"
+            usual["stage_learning_rate"] = f"{rate},{first}:0.002"
     return usual
 
 

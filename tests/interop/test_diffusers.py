@@ -337,6 +337,12 @@ def test_a_models_folder_is_read_with_its_scheduler_beside_it(tmp_path):
     assert load(flat).prediction == "v"
 
 
+def test_what_else_lies_in_a_config_is_left_alone(tmp_path):
+    write(tmp_path)
+    in_unet(decay=0.9999, optimization_step=100)(tmp_path)  # as averaged weights are saved
+    assert "decay" not in load(tmp_path).network.config["unet"]
+
+
 @pytest.mark.parametrize("beta_schedule", ["sigmoid", "laplace"])
 def test_every_beta_schedule_of_theirs_is_read(beta_schedule, tmp_path):
     write(tmp_path, "v_prediction")

@@ -1,5 +1,8 @@
 """Runs that start from a model of diffusers."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,7 @@ from pdlib.interop import InteropError
 from pdlib.interop.diffusers import load
 from pdlib.runs import cli
 from pdlib.runs.chain import as_sampled
-from pdlib.runs.run import execute, load_run
+from pdlib.runs.run import Run, execute, finish, load_run
 from pdlib.runs.settings import SettingsError, make_settings
 from pdlib.sampling import sample
 
@@ -42,6 +45,12 @@ def test_what_is_not_said_is_taken_from_the_folder(theirs, tmp_path):
     chosen = make_settings(teacher=str(theirs))
     assert (chosen.prediction, chosen.schedule, chosen.log_snr_min) == ("eps", "teacher", -6)
     assert (chosen.student_prediction, chosen.steps) == ("v", 64)
+    training = [chosen.stage_training(Grid(n)) for n in (32, 16)]
+    assert [(stage.updates, stage.learning_rate) for stage in training] == [(2400, 0.002), (1200, 0.0002)]
+    sixteen = make_settings(teacher=str(theirs), steps=16)
+    training = [sixteen.stage_training(Grid(n)) for n in (8, 4)]
+    assert [(stage.updates, stage.learning_rate) for stage in training] == [(6600, 0.002), (3200, 0.0004)]
+    assert make_settings(teacher=str(theirs), stage_updates=7).stage_updates == "7"
     said = {"schedule": "cosine", "log_snr_min": -4, "student_prediction": "x"}
     assert make_settings(teacher=str(theirs), **said).model_dump().items() >= said.items()
     of_v = make_settings(teacher=str(write(tmp_path / "v", "v_prediction")))
@@ -202,7 +211,7 @@ def test_a_student_is_measured_beside_its_teachers(run, tmp_path, capsys):
         ({"prediction": "v"}, SettingsError, "the teacher in .* predicts 'eps': use prediction=eps"),
         ({"guidance": 2}, SettingsError, "guidance=2.0: the teacher in .* knows no classes: leave it out"),
         ({"data": "moons"}, SettingsError, "data='moons'"),
-        ({"steps": 2048}, ValueError, "of its 1000 values .* have λ ≥ -6.0: take fewer steps"),
+        ({"steps": 2048}, ValueError, "has 1000 values, .* with λ ≥ -6.0: take fewer steps"),
         ({"width": 16}, SettingsError, "the given teacher brings its own network: leave width out"),
         ({"log_snr_max": 20}, SettingsError, "log_snr_max=20.0"),
     ],
@@ -262,3 +271,51 @@ def test_our_own_networks_cannot_go_out_and_say_how(whole, tmp_path, capsys):
     assert cli.main(["export", str(whole.folder / "student-1"), str(tmp_path / "out")]) == 2
     assert "a UNet has no counterpart in diffusers: train with network=unet2d" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_teacher_is_gone_goes_on_and_is_opened_by_the_same_command(theirs, tmp_path):
+    given = {**TINY, "teacher": str(tmp_path / "theirs"), "end_steps": 2}
+    shutil.copytree(theirs, tmp_path / "theirs")
+    run = execute("smoke", tmp_path / "run", progress=False, **given)
+    shutil.rmtree(tmp_path / "theirs")
+    (run.folder / "metrics.json").unlink()
+    again = execute("smoke", run.folder, progress=False, **given)
+    assert again.finished
+    assert again.settings == run.settings
+    assert finish(load_run(run.folder), progress=False).finished  # as its report's kernel opens it
+    with pytest.raises(SettingsError, match=r"log_snr_min=-6\.0 there and -5\.0 here"):
+        execute("smoke", run.folder, progress=False, **given, log_snr_min=-5)
+
+
+def test_any_chain_that_halves_is_accepted(theirs):
+    for steps, end in ((12, 3), (1, 1), (4, 4), (16, 1)):
+        chosen = make_settings(teacher=str(theirs), steps=steps, end_steps=end)
+        usual = make_settings(steps=steps, end_steps=end).stage_updates
+        assert (chosen.stage_updates == usual) == (steps == end)
+
+
+def test_its_students_are_not_blamed_for_where_they_were_made_to_start(run, tmp_path, capsys):
+    assert cli.main(["export", str(run.folder / "student-2"), str(tmp_path / "out")]) == 0
+    assert cli.main(["diagnose", str(tmp_path / "out")]) == 0
+    assert {finding.culprit for part in run.parts[1:] for finding in run.diagnose(part)} == set()
+
+
+def test_the_cards_of_a_teacher_and_of_data_in_a_folder_say_what_is_so(classes):
+    about = classes.about("teacher")
+    assert {"teacher", "guidance"} & about.keys() == set()
+    assert classes.about("student-2")["guidance"] == 3.0
+    elsewhere = Run(classes.folder, classes.settings.model_copy(update={"data": str(Path("/a/place/x.npz"))}))
+    assert elsewhere.about("student-2")["data"] == "x.npz"
+
+
+@pytest.mark.parametrize("data", ["moons", "colour.npy", "large.npy"])
+def test_data_that_do_not_fit_are_a_line_before_anything_is_measured(data, theirs, tmp_path, monkeypatch, capsys):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "colour.npy", random.uniform(-1, 1, (20, 3, 8, 8)))
+    np.save(tmp_path / "large.npy", random.uniform(-1, 1, (20, 16, 16)))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["diagnose", str(theirs), "--data", data]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "its examples are" in captured.err
+    assert "did not expect" not in captured.err
