@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMScheduler, UNet2DModel
-from interop.tiny import loaded, noise, their_samples, unet, write
+from interop.small_models import loaded, noise, their_samples, unet, write
 from safetensors.torch import load_file, save_file
 
 from pdlib.denoiser import Confined, Denoiser, Guided, OfClasses

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from interop.hub import serving
-from interop.tiny import loaded, write
+from interop.small_models import loaded, write
 
 from pdlib.grids import Grid
 from pdlib.interop import InteropError

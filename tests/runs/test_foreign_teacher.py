@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline
-from interop.tiny import their_samples, unet, write
+from interop.small_models import their_samples, unet, write
 from tiny_run import refused
 
 from pdlib.data import load_data

@@ -1,7 +1,7 @@
 import pytest
 import torch
+from interop.small_models import write
 from interop.strangers import DDIMScheduler, Folder, diagnosed, fill, folders, network, spoiled
-from interop.tiny import write
 
 from pdlib.interop.diagnosis import CULPRITS, diagnose_folder
 
