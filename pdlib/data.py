@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,7 +19,7 @@ import torch
 from sklearn import datasets as sklearn_datasets
 from torch import Tensor
 
-from pdlib.files import digest, unknown
+from pdlib.files import digest, is_hub_name, unknown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,8 +96,7 @@ def load_data(name_or_path: str | Path, split: str = "train", toy_points: int = 
             x, labels = _from_numpy(path)
         elif not source and os.path.isdir(path):
             x, labels = _from_hugging_face(_looked_through(os.path.abspath(path)), split)
-        # Owner and name, and not a path whose first folder is there.
-        elif source or (re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) and not os.path.isdir(path.split("/")[0])):
+        elif source or is_hub_name(path):
             x, labels = _from_hugging_face(source or path, split)
         else:
             raise DataError("is no folder and no .npy or .npz file: check the path")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from pdlib.denoiser import Denoiser, DenoiserLike
 from pdlib.grids import Grid
-from pdlib.objectives import Answer, Objective, Target, TwoSteps
+from pdlib.objectives import Answer, Objective, Target, TwoSteps, of_examples
 from pdlib.training import Session, Trained, TrainingSettings, fit
 from pdlib.weightings import Weighting
 
@@ -49,7 +51,7 @@ def distillation(teacher: DenoiserLike, grid: Grid) -> Objective:
 
 def progressive_distillation(
     teacher: Denoiser,
-    data: Tensor,
+    data: Tensor | TensorDataset,
     end: int,
     settings: TrainingSettings | Callable[[Grid], TrainingSettings],
     *,
@@ -64,7 +66,7 @@ def progressive_distillation(
 
     Args:
         teacher: a network made for a grid (trained on it, or in continuous time); the chain starts there.
-        data: clean data, shape (n, …).
+        data: clean data, shape (n, …); with labels, where the denoisers are class-conditional.
         end: the last student's number of steps; the teacher's is that times a power of two.
         settings: of each stage's training, or what gives them for a stage's grid. A stage draws from the seed plus N.
         objective: (teacher, the student's grid) -> the stage's objective; another method, weighting or a
@@ -83,7 +85,8 @@ def progressive_distillation(
         training = settings(grid) if callable(settings) else settings
         student = teacher.student(prediction, grid, training.seed)  # θ ← η
         training = replace(training, seed=training.seed + grid.N)
-        trained = fit(student, objective(teacher, grid), data, training, replace(session, label=f"student-{grid.N}"))
+        learned = of_examples(data, teacher, partial(objective, grid=grid))
+        trained = fit(student, learned, data, training, replace(session, label=f"student-{grid.N}"))
         teacher = trained.ema  # η ← θ, N ← N/2
         yield Stage(grid, teacher, trained)
 
@@ -91,7 +94,7 @@ def progressive_distillation(
 def convert(
     parent: DenoiserLike,
     prediction: str,
-    data: Tensor,
+    data: Tensor | TensorDataset,
     settings: TrainingSettings,
     weighting: str | Weighting = "truncated_snr",
     session: Session = Session(),
@@ -103,9 +106,13 @@ def convert(
     Args:
         parent: the trained denoiser, made for a grid; an ε parent :class:`pdlib.denoiser.Confined`, to 1 for images.
         prediction: of the new one.
-        data: clean data, shape (n, …).
+        data: clean data, shape (n, …); with labels, where the denoisers are class-conditional.
         settings, session: as in :func:`pdlib.training.fit`.
         weighting: as in :class:`pdlib.objectives.Objective`.
     """
-    objective = Objective(Answer(parent), parent.grid, weighting)
+    objective = of_examples(data, parent, partial(_conversion, weighting=weighting))
     return fit(parent.student(prediction, seed=settings.seed), objective, data, settings, session)
+
+
+def _conversion(parent: DenoiserLike, weighting: str | Weighting) -> Objective:
+    return Objective(Answer(parent), parent.grid, weighting)

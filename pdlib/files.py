@@ -32,6 +32,7 @@ from torch import Tensor, nn
 __all__ = [
     "DamagedFileError",
     "digest",
+    "is_hub_name",
     "lock_folder",
     "named",
     "read_json",
@@ -64,6 +65,11 @@ def named(what: str, name: str, known: Mapping[str, Entry]) -> Entry:
     if name not in known:
         raise ValueError(unknown(what, name, known))
     return known[name]
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text is a name on the Hugging Face hub, owner/name, and not a path whose first folder is here."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None and not os.path.isdir(text.split("/")[0])
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from pdlib.denoiser import DenoiserLike, OfClasses
 from pdlib.grids import Grid
@@ -18,7 +19,7 @@ from pdlib.sampling import ddim_step
 from pdlib.schedules import diffuse, expand
 from pdlib.weightings import Weighting, on_grid, weight
 
-__all__ = ["Answer", "Clean", "Objective", "PerClass", "Target", "TwoSteps", "distillation_target"]
+__all__ = ["Answer", "Clean", "Objective", "PerClass", "Target", "TwoSteps", "distillation_target", "of_examples"]
 
 Target = Callable[[Tensor, Tensor, Tensor, DenoiserLike], Tensor]
 """(x, z_t, t, the student's average) -> x̃, of x's shape: what the student is to say at z_t. It gets no gradient."""
@@ -87,6 +88,13 @@ class PerClass:
         x, labels = batch
         teacher = None if self.teacher is None else OfClasses(self.teacher, labels)
         return self.objective(teacher)(OfClasses(student, labels), OfClasses(average, labels), x, generator)
+
+
+def of_examples(
+    data: Tensor | TensorDataset, teacher: DenoiserLike, objective: Callable[[DenoiserLike], Objective]
+) -> Objective | PerClass:
+    """The objective of learning from a teacher on data: on examples with labels, :class:`PerClass`."""
+    return PerClass(teacher, objective) if isinstance(data, TensorDataset) else objective(teacher)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import torch
 
 from pdlib.denoiser import Denoiser
+from pdlib.files import is_hub_name
 
 __all__ = ["InteropError", "is_foreign", "one_line", "open_denoiser", "prediction"]
 
@@ -26,7 +26,7 @@ def is_foreign(place: str | Path) -> bool:
     """Whether a place is a folder that another library wrote, or a name on its hub (owner/name), and not ours."""
     folder = Path(place).expanduser()
     if not folder.exists():
-        return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(place)) is not None and not Path(folder.parts[0]).is_dir()
+        return is_hub_name(str(place))
     if (folder / "model_index.json").is_file():
         return True
     try:

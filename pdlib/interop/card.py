@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pdlib.files import is_hub_name
 from pdlib.interop.library import diffusers, huggingface_hub
 
 __all__ = ["model_card", "sampling_steps"]
@@ -56,7 +57,7 @@ def model_card(
         pipeline_tag="unconditional-image-generation",
         tags=["progressive-distillation", "diffusion"],
         sampling_steps=steps,
-        base_model=teacher if teacher and teacher.count("/") == 1 and not teacher.startswith((".", "/", "~")) else None,
+        base_model=teacher if teacher and is_hub_name(teacher) else None,
     )
     origin = f": a student of progressive distillation, from `{teacher}`" if teacher else ""
     origin += f", sampled by DDIM in {teacher_steps} steps" if teacher_steps else ""

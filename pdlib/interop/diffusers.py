@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pdlib.denoiser import Confined, Denoiser, DenoiserLike, OfClasses
-from pdlib.files import DamagedFileError, read_json
+from pdlib.files import DamagedFileError, is_hub_name, read_json
 from pdlib.grids import Grid
 from pdlib.interop import InteropError, one_line
 from pdlib.interop.card import model_card, sampling_steps
@@ -47,8 +46,6 @@ class Contents:
     """What a folder of diffusers holds, as its JSON says."""
 
     folder: Path
-    pipeline: str | None
-    """The pipeline's class, if it is one."""
     unet_folder: Path
     unet: dict[str, Any]
     scheduler: dict[str, Any]
@@ -101,7 +98,7 @@ def read_folder(place: str | Path, **hub: Any) -> Contents:
     if "beta_schedule" not in scheduler and "trained_betas" not in scheduler and "num_train_timesteps" in scheduler:
         raise InteropError(f"{found[0]} holds a {scheduler.get('_class_name')}, which has no betas: {_SUPPORTED}")
     _require(found[0], scheduler, ("num_train_timesteps", *given))
-    contents = Contents(folder, index.get("_class_name"), unet_folder, unet, scheduler)
+    contents = Contents(folder, unet_folder, unet, scheduler)
     if contents.prediction_type not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
         raise InteropError(f"{found[0]}: prediction_type={contents.prediction_type!r}: pdlib reads {known}")
@@ -398,7 +395,7 @@ class Hub(huggingface_hub.ModelHubMixin, library_name="diffusers"):
 
 def _downloaded(name: str, patterns: list[str], **hub: Any) -> Path:
     """Some files of a model on the hub, in the hub's cache."""
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if not is_hub_name(name):
         raise InteropError(f"{name} does not exist: give a folder, or a name on the hub (owner/name)")
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **hub))

@@ -14,13 +14,13 @@ import torch
 from torch.utils.data import TensorDataset
 
 from pdlib.data import Data
-from pdlib.denoiser import Confined, Denoiser, DenoiserLike, Guided, OfClasses
-from pdlib.distillation import METHODS, progressive_distillation
+from pdlib.denoiser import Confined, Denoiser, DenoiserLike
+from pdlib.distillation import METHODS, convert, progressive_distillation
 from pdlib.files import digest, read_tensors, tensors_digest, write_tensors
 from pdlib.grids import Grid
 from pdlib.interop import is_foreign, open_denoiser
 from pdlib.networks import MLP, UNet
-from pdlib.objectives import Answer, Clean, Objective, PerClass
+from pdlib.objectives import Clean, Objective, of_examples
 from pdlib.predictions import PREDICTIONS, output_channels
 from pdlib.runs.settings import TEACHER, Settings, SettingsError
 from pdlib.schedules import DiscreteSchedule, Schedule
@@ -30,7 +30,7 @@ from pdlib.weightings import Weighting
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
 
-__all__ = ["as_sampled", "expected_seconds", "given_teacher", "guided", "network_digest", "new_denoiser", "train_chain"]
+__all__ = ["expected_seconds", "given_teacher", "network_digest", "new_denoiser", "train_chain"]
 
 
 def new_denoiser(settings: Settings, data: Data) -> Denoiser:
@@ -116,33 +116,10 @@ def _schedule(s: Settings, given: Denoiser) -> Schedule:
     return schedule
 
 
-def as_sampled(run: Run, part: str, denoiser: Denoiser) -> DenoiserLike:
-    """A network of the run as it is sampled: a class-conditional one bound to classes as often as they are in the data,
-    the given teacher guided as it is distilled."""
-    if denoiser.classes is None:
-        return denoiser
-    labels, count = run.data.labels.sort().values, 256
-    evenly = labels[((torch.arange(count) + 0.5) * len(labels) / count).long()]
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return OfClasses(guided(run.settings, part, denoiser), evenly[order])
-
-
-def guided(s: Settings, part: str, denoiser: DenoiserLike) -> DenoiserLike:
-    """Only the given teacher is guided: those that learned from it have the guidance in them."""
-    return denoiser if s.guidance is None or part != "teacher" else Guided(denoiser, s.guidance, denoiser.classes - 1)
-
-
 def _examples(run: Run, classes: int | None) -> torch.Tensor | TensorDataset:
     """The data on the run's device, with labels for a class-conditional network."""
     x = run.data.x.to(run.settings.device)
     return x if classes is None else TensorDataset(x, run.data.labels.to(x.device))
-
-
-def _objective(
-    teacher: DenoiserLike, classes: int | None, objective: Callable[[DenoiserLike], Objective]
-) -> Objective | PerClass:
-    """The objective of learning from a teacher, batch by batch bound to its labels where the teacher knows classes."""
-    return objective(teacher) if classes is None else PerClass(teacher, objective)
 
 
 def network_digest(denoiser: Denoiser) -> str:
@@ -153,17 +130,17 @@ def network_digest(denoiser: Denoiser) -> str:
 def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
     """How long the parts of a run will take here, from a second of trying: an update of each kind, a step."""
     s, denoiser = run.settings, given or new_denoiser(run.settings, run.data)
-    x, teacher = _examples(run, denoiser.classes), guided(s, "teacher", denoiser)
-    sampled = as_sampled(run, "teacher", denoiser)
+    x, teacher = _examples(run, denoiser.classes), run.guided("teacher", denoiser)
+    sampled = run.as_sampled("teacher", denoiser)
 
     def update(objective: Callable[[DenoiserLike], Objective], training: TrainingSettings) -> float:
-        few, objective = replace(training, updates=3), _objective(teacher, denoiser.classes, objective)
+        few, objective = replace(training, updates=3), of_examples(x, teacher, objective)
         tried = [fit(copy.deepcopy(denoiser), objective, x, few, Session(progress=False)) for _ in range(2)]
         return tried[-1].seconds / few.updates  # the first is slower than all that follow
 
     clean, stage = update(lambda _: Objective(Clean(), None, s.loss_weighting), s.teacher_training), 0.0
     if grids := s.grid.down_to(s.end_steps):
-        stage = update(partial(_stage_objective, *_of_stages(s), grids[0]), s.stage_training(grids[0]))
+        stage = update(partial(_stage_objective(s), grid=grids[0]), s.stage_training(grids[0]))
     z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
     with torch.no_grad():
         for _ in range(2):
@@ -206,37 +183,26 @@ def _train(run: Run, part: str, models: dict[str, Denoiser], session: Session) -
         clean = Objective(Clean(), s.grid if s.discrete_teacher else None, s.loss_weighting)
         return fit(new_denoiser(s, run.data), clean, _examples(run, None), s.teacher_training, session)
     *_, (name, teacher) = models.items()
-    classes, x, teacher = teacher.classes, _examples(run, teacher.classes), guided(s, name, teacher)
+    x, teacher = _examples(run, teacher.classes), run.guided(name, teacher)
     if part == "converted":
         parent = Confined(teacher, s.clip_x or run.data.x.abs().max().item())
         training = replace(s.teacher_training, updates=s.convert_updates)
-        objective = _objective(parent, classes, partial(_conversion, s.loss_weighting))
-        return fit(parent.student(s.student_prediction, seed=training.seed), objective, x, training, session)
-
-    def objective(teacher: DenoiserLike, grid: Grid) -> Objective | PerClass:
-        return _objective(teacher, classes, partial(_stage_objective, *_of_stages(s), grid))
-
-    options = {"objective": objective, "prediction": s.student_prediction, "session": session}
+        return convert(parent, s.student_prediction, x, training, s.loss_weighting, session)
+    options = {"objective": _stage_objective(s), "prediction": s.student_prediction, "session": session}
     (stage,) = progressive_distillation(teacher, x, teacher.grid.halved().N, s.stage_training, **options)
     return stage.trained
 
 
-def _of_stages(s: Settings) -> tuple[str, float | None, str | Weighting]:
-    """All of the settings that decides a stage's objective: a checkpoint's fingerprint covers it, and nothing else."""
-    return s.method, s.clip_x, s.loss_weighting
+def _stage_objective(s: Settings) -> Callable[[DenoiserLike, Grid], Objective]:
+    """(teacher, the student's grid) -> what that student learns. It holds what decides that, and nothing else."""
+    return partial(_of_stage, method=s.method, clip_x=s.clip_x, weighting=s.loss_weighting)
 
 
-def _stage_objective(
-    method: str, clip_x: float | None, weighting: str | Weighting, grid: Grid, teacher: DenoiserLike
+def _of_stage(
+    teacher: DenoiserLike, grid: Grid, method: str, clip_x: float | None, weighting: str | Weighting
 ) -> Objective:
-    """What the student for a grid learns from its teacher."""
     teacher = teacher if clip_x is None else Confined(teacher, clip_x)
     return Objective(METHODS[method](teacher, grid), grid, weighting)
-
-
-def _conversion(weighting: str | Weighting, parent: DenoiserLike) -> Objective:
-    """What the network learns that is to say what its parent says, in another prediction."""
-    return Objective(Answer(parent), parent.grid, weighting)
 
 
 def _keep(run: Run, part: str, denoiser: Denoiser, *history: dict[str, Any]) -> Denoiser:

@@ -20,7 +20,6 @@ from pdlib.denoiser import DenoiserLike
 from pdlib.files import write_json
 from pdlib.grids import Grid
 from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
-from pdlib.runs.chain import as_sampled
 from pdlib.runs.settings import settings_to_json
 from pdlib.sampling import sample_batches
 
@@ -61,7 +60,7 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
             else:
                 bar.set_postfix(curve=name, steps=steps)
                 part = own if name == "distilled" else "teacher"
-                model = as_sampled(run, part, models[part])
+                model = run.as_sampled(part, models[part])
                 variance = settings.sampler_variance if name == "stochastic" else None
                 curves[name][str(steps)] = _evaluate_one(run, network, model, steps, variance)
             bar.update(steps)

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from pdlib.data import DATASETS, Data, DataError, load_data
-from pdlib.denoiser import Denoiser, DenoiserLike
+from pdlib.denoiser import Denoiser, DenoiserLike, Guided, OfClasses
 from pdlib.diagnosis import Finding, diagnose
 from pdlib.files import DamagedFileError, digest, lock_folder, read_json, read_tensors, write_json
 from pdlib.grids import Grid
 from pdlib.interop import is_foreign
 from pdlib.metrics import METRICS
-from pdlib.runs.chain import as_sampled, given_teacher, guided, network_digest, new_denoiser, train_chain
+from pdlib.runs.chain import given_teacher, network_digest, new_denoiser, train_chain
 from pdlib.runs.evaluation import evaluate
 from pdlib.runs.settings import (
     OF_A_TEACHER,
@@ -177,11 +177,21 @@ class Run:
 
     def sample(self, steps: int, noise: Tensor) -> Iterator[Tensor]:
         """The walk of the network for so many steps from given noise, see :func:`pdlib.sampling.sample`."""
-        return sample(as_sampled(self, self.part(steps).name, self.denoiser(steps)), z=noise)
+        return sample(self.as_sampled(self.part(steps).name, self.denoiser(steps)), z=noise)
 
     def guided(self, part: str, denoiser: Denoiser) -> DenoiserLike:
         """One of :attr:`parts` with the guidance that the settings ask for: the given teacher, and no other."""
-        return guided(self.settings, part, denoiser)
+        weight = self.settings.guidance if part == "teacher" else None  # the others have learned it
+        return denoiser if weight is None else Guided(denoiser, weight, denoiser.classes - 1)
+
+    def as_sampled(self, part: str, denoiser: Denoiser) -> DenoiserLike:
+        """One of :attr:`parts` as it is sampled: guided, and bound to classes as often as they are in the data."""
+        if denoiser.classes is None:
+            return denoiser
+        labels, count = self.data.labels.sort().values, 256
+        evenly = labels[((torch.arange(count) + 0.5) * len(labels) / count).long()]
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        return OfClasses(self.guided(part, denoiser), evenly[order])
 
     def about(self, part: str) -> dict[str, Any]:
         """What a model card says of one of :attr:`parts`: see :func:`pdlib.interop.card.model_card`."""
@@ -332,7 +342,7 @@ def check(run: Run) -> Denoiser | None:
     x = run.data.x[:2].to(run.settings.device)
     try:
         with torch.no_grad():
-            as_sampled(run, "teacher", denoiser)(x, torch.full((2,), 0.5, device=x.device))
+            run.as_sampled("teacher", denoiser)(x, torch.full((2,), 0.5, device=x.device))
     except (ValueError, RuntimeError) as error:
         raise SettingsError(
             f"data={run.settings.data!r} does not fit the network: {str(error).splitlines()[0]}; resize the images, or "

@@ -38,7 +38,6 @@ class SettingsError(ValueError):
 
 
 Curve = Literal["distilled", "ddim", "stochastic"]
-EPS_ENDS = -6.0  # log-SNR down to which an ε network's x̂ is taken to be sound: notebook 08 scans it
 CURVES = get_args(Curve)
 """The student made for N steps; the undistilled teacher by DDIM; the teacher by ancestral steps."""
 NAMES = ("prediction", "student_prediction", "method", "weighting", "schedule")
@@ -50,6 +49,7 @@ OF_A_TEACHER = ("prediction", "schedule", "log_snr_min", "student_prediction", "
 """The settings that a given teacher of another library decides, where nothing else is said."""
 TEACHER = "teacher"
 """The schedule of that name is the given teacher's own."""
+EPS_ENDS = -6.0  # log-SNR down to which an ε network's x̂ is taken to be sound: notebook 08 scans it
 
 Steps = Annotated[int, Field(ge=1, le=65536)]
 SomeUpdates = Annotated[int, Field(ge=0, le=10**8)]

@@ -16,7 +16,6 @@ from pdlib.grids import Grid
 from pdlib.interop import InteropError
 from pdlib.interop.diffusers import load
 from pdlib.runs import cli
-from pdlib.runs.chain import as_sampled
 from pdlib.runs.run import Run, execute, finish, load_run
 from pdlib.runs.settings import SettingsError, make_settings
 from pdlib.sampling import sample
@@ -116,10 +115,10 @@ def test_a_network_of_diffusers_is_trained_from_the_start(tmp_path):
 
 
 def test_the_guided_teacher_is_what_is_distilled_and_evaluated(classes):
-    teacher, labels = as_sampled(classes, "teacher", classes.teacher), load_data("digits").labels
+    teacher, labels = classes.as_sampled("teacher", classes.teacher), load_data("digits").labels
     assert isinstance(teacher.denoiser, Guided)
     assert (teacher.denoiser.weight, teacher.denoiser.no_class) == (3.0, 10)
-    student = as_sampled(classes, "student-2", classes.denoiser(2))
+    student = classes.as_sampled("student-2", classes.denoiser(2))
     assert isinstance(student, OfClasses)
     assert not isinstance(student.denoiser, Guided)
     counts = torch.bincount(student.labels, minlength=10) / len(student.labels)
