@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,31 +20,27 @@ from sklearn import datasets as sklearn_datasets
 from torch import Tensor
 
 from pdlib.files import digest, is_hub_name, unknown
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pdlib.images import IN_MEMORY, DataError, Images, Reading, looked_through, open_parts
 
 __all__ = ["DATASETS", "TOYS", "Data", "DataError", "load_data"]
 
 Examples = tuple[np.ndarray, np.ndarray | None]
 _MAX_CLASSES = 2**15  # the classifier of the features has an output for each
-_KINDS = (".parquet", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".zip")
-
-
-class DataError(ValueError):
-    """The data cannot be used: not found, not finite, nothing to learn from, or of the wrong shape."""
+_FEWEST = 65  # test examples: with fewer a distance between features says little
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in memory."""
+    """A data set."""
 
     name: str
     """What :func:`load_data` was asked for."""
-    x: Tensor
-    """The examples, float32: (n, channels, height, width) in [-1, 1], or (n, 2)."""
+    x: Tensor | Images
+    """The examples, float32: (n, channels, height, width) in [-1, 1], or (n, 2). What is large stays on the disk."""
     labels: Tensor | None = None
     """Class of each example, int64, shape (n,), where there is one."""
+    test: Tensor | Images | None = None
+    """Examples that are held back from all training, for distances to be measured to; as ``x``."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,13 +52,26 @@ class Data:
         """Whether an example is an image rather than a point."""
         return self.x.ndim == 4
 
+    @property
+    def largest(self) -> float:
+        """The largest |x| of any entry of the examples."""
+        return max(part.abs().max().item() for part in self.x.split(1024))
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the examples and labels: what is computed from, whatever its name."""
-        return digest([self.x, self.labels])
+        return digest([self.x, self.labels, *([] if self.test is None else [self.test])])
 
 
-def load_data(name_or_path: str | Path, split: str = "train", toy_points: int = 8192) -> Data:
+def load_data(
+    name_or_path: str | Path,
+    split: str = "train",
+    toy_points: int = 8192,
+    *,
+    test: str | float | None = None,
+    flip: bool = False,
+    **reading: Any,
+) -> Data:
     """Load a data set by name, or from a file or folder.
 
     Args:
@@ -76,9 +85,13 @@ def load_data(name_or_path: str | Path, split: str = "train", toy_points: int = 
               largest value is one of 128 … 255. Other integers could mean anything, and are refused;
             - a ``.npz`` file with such an array ``x`` and, if you have them, labels ``y``: class numbers or names;
             - a folder that Hugging Face ``datasets`` reads: images (in one folder per class, or
-              not), or parquet files.
+              not), or parquet or arrow files.
         split: which part of a hub data set or folder.
         toy_points: how many points a toy has. Toys are drawn with a fixed seed.
+        test: what is held back: the name of another split; a share of the examples, up to 0.5; ``"auto"`` for the
+            split ``test`` where there is one; or nothing.
+        flip: whether each image is there a second time, in the mirror.
+        **reading: how images are read from a folder or the hub: see :class:`pdlib.images.Reading`.
 
     Raises:
         DataError: where it is not found or not readable, is empty, not finite, the same example throughout,
@@ -89,19 +102,32 @@ def load_data(name_or_path: str | Path, split: str = "train", toy_points: int = 
     if not (source or is_array or os.sep in path or os.path.exists(path)):
         others = "a .npy or .npz file, a folder of images, or a Hugging Face data set (owner/name)"
         raise DataError(f"{unknown('data', name, DATASETS)}, {others}")
+    share = _share(test)
+    another = None if share is not None or test in (None, "none") else "test?" if test == "auto" else str(test)
+    how, held = Reading(**reading), []
     try:
         if callable(source):
             x, labels = source(toy_points) if name in TOYS else source()
         elif is_array:
             x, labels = _from_numpy(path)
-        elif not source and os.path.isdir(path):
-            x, labels = _from_hugging_face(_looked_through(os.path.abspath(path)), split)
-        elif source or is_hub_name(path):
-            x, labels = _from_hugging_face(source or path, split)
+        elif source or os.path.isdir(path) or is_hub_name(path):
+            where = source or (looked_through(os.path.abspath(path)) if os.path.isdir(path) else path)
+            (x, labels), *held = open_parts(where, [split, *([another] if another else [])], how)
         else:
             raise DataError("is no folder and no .npy or .npz file: check the path")
-        x = _examples(np.asarray(x))
-        return Data(name, x, None if labels is None else _classes(np.asarray(labels), len(x)))
+        if (callable(source) or is_array) and (how != Reading() or another not in (None, "test?") or split != "train"):
+            raise DataError("is no folder or hub data set: leave split, column, size, crop and channels out")
+        x, labels = _examples(x), None if labels is None else _classes(np.asarray(labels), len(x))
+        tested = _examples(held[0][0]) if held else None
+        if tested is not None and tested.shape[1:] != x.shape[1:]:
+            raise DataError(f"has images of {tuple(x.shape[1:])}, its test part of {tuple(tested.shape[1:])}")
+        if share:
+            x, labels, tested = _held_back(x, labels, share)
+        if tested is not None and len(tested) < _FEWEST:
+            raise DataError(f"has {len(tested)} examples in its test part: at least {_FEWEST} are needed; or test=none")
+        if flip:
+            x, labels = _mirrored(x), None if labels is None else labels.repeat(2)
+        return Data(name, x, labels, tested)
     except DataError as error:
         raise DataError(f"data={name!r} {error}") from None
     except Exception as error:  # the libraries raise many kinds, for a damaged file, a bad split, no network
@@ -112,6 +138,31 @@ def load_data(name_or_path: str | Path, split: str = "train", toy_points: int = 
         missing = "" if callable(source) or os.path.exists(path) else "there is no such file or folder here; "
         advice = "check the path and the network" if missing and not is_array else "check the path, or write it again"
         raise DataError(f"data={name!r} cannot be read ({missing}{text}): {advice}") from error
+
+
+def _share(test: str | float | None) -> float | None:
+    """The part to hold back, where it is a number; DataError where it is one that cannot be."""
+    try:
+        share = float(test)
+    except (TypeError, ValueError):
+        return None
+    if not 0 < share <= 0.5:
+        raise DataError(f"test={test}: a share to hold back must be above 0, and 0.5 at most")
+    return share
+
+
+def _held_back(x: Tensor | Images, labels: Tensor | None, share: float) -> tuple[Any, ...]:
+    """Examples, their labels, and the share of them that is held back, drawn with a fixed seed."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    some, others = order[: round(share * len(x))], order[round(share * len(x)) :].sort().values
+    tested, kept = (x.at(part) if isinstance(x, Images) else x[part] for part in (some, others))
+    return kept, None if labels is None else labels[others], tested
+
+
+def _mirrored(x: Tensor | Images) -> Tensor | Images:
+    if x.ndim != 4:
+        raise DataError("is of points, which have no left and right: leave flip out")
+    return x.mirrored() if isinstance(x, Images) else torch.cat([x, x.flip(-1)])
 
 
 def _digits() -> Examples:
@@ -147,81 +198,18 @@ DATASETS: dict[str, str | Callable[..., Examples]] = {
 
 
 def _from_numpy(path: str) -> Examples:
-    content = np.load(path, allow_pickle=False)
+    content = np.load(path, allow_pickle=False, mmap_mode=None if path.lower().endswith(".npz") else "c")
     named = {"x": content} if isinstance(content, np.ndarray) else content
     if "x" not in named:
         raise DataError(f"holds {', '.join(named) or 'nothing'}: name the examples x, and labels y")
     return named["x"], named.get("y")
 
 
-def _looked_through(folder: str) -> str:
-    """The folder, unless it is plainly not one of data: the library would read all that is in it, for minutes."""
-    right = wrong = 0
-    for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found = sum(name.lower().endswith(_KINDS) for name in files)
-        right, wrong = right + found, wrong + len(files) - found
-        if wrong > 2 * right + 5000:
-            break
-    if not right or wrong > 2 * right:
-        raise DataError(f"holds {right} images or parquet files and {wrong} others: give a folder of the former alone")
-    return folder
-
-
-def _from_hugging_face(source: str, split: str) -> Examples:
-    """Read a folder (an absolute path) or a data set on the hub (owner/name)."""
-    try:
-        import datasets
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError:
-        raise DataError("needs the package datasets: pip install 'pdlib[data]'") from None
-    datasets.disable_progress_bars()
-    offline = datasets.config.HF_HUB_OFFLINE
-    try:
-        if not os.path.isabs(source):
-            HfApi().dataset_info(source, timeout=3)
-    except (HfHubHTTPError, ValueError):
-        pass  # it answers: the library below says what
-    except Exception:  # it does not: the library looks into its cache alone, instead of asking again and again
-        datasets.config.HF_HUB_OFFLINE = True
-    try:
-        table = datasets.load_dataset(source, split=split)
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
-    kinds = {key: type(feature) for key, feature in table.features.items()}
-    images = [key for key, kind in kinds.items() if kind is datasets.Image]
-    if not images:
-        raise DataError(f"has no column of images, only {', '.join(kinds)}: give images, or points in a .npy file")
-    pixels = [_pixels(image) for image in table[images[0]]]
-    shapes = sorted({image.shape for image in pixels})
-    if len(shapes) != 1:
-        some = f"{len(shapes)} different shapes ({', '.join(map(str, shapes[:3]))} …)"
-        raise DataError(f"has images of {some}: make them one size, all grey or all coloured")
-    classes = [
-        key for key, kind in kinds.items() if kind is datasets.ClassLabel or (key, kind) == ("label", datasets.Value)
-    ]
-    return _to_unit_range(np.stack(pixels, dtype=np.float32)), np.array(table[classes[0]][:]) if classes else None
-
-
-def _pixels(image: Image | None) -> np.ndarray:
-    """Values of 0 … 255, channels first: black-and-white and palettes spelt out, transparency left out."""
-    if image is None or image.mode.startswith(("I", "F")):
-        raise DataError("has an image that is missing or has more than 8 bits a channel: leave it out, or convert it")
-    pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
-    return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
-
-
-def _to_unit_range(x: np.ndarray) -> np.ndarray:
-    """Grey values of 0 … 255, float32, as [-1, 1], in place: one rounding, and nothing in float64."""
-    x *= 2
-    x -= 255
-    x /= 255
-    return x
-
-
-def _examples(x: np.ndarray) -> Tensor:
-    """Examples of any type as float32, checked."""
+def _examples(x: Any) -> Tensor | Images:
+    """Examples of any type as float32, checked; what is large and of bytes as it is."""
+    if isinstance(x, Images):
+        return _of_bytes(x)
+    x = np.asarray(x)
     if x.dtype.kind not in "fiu":
         raise DataError(f"holds values of type {x.dtype}: give floats or integers")
     x = x[:, None] if x.ndim == 3 else x
@@ -240,14 +228,24 @@ def _examples(x: np.ndarray) -> Tensor:
                 f"holds integers from {low} to {high}, and only those of images that reach into 128 … 255 are read as "
                 f"0 … 255: give floats in [-1, 1], such as (x - {low}) / {(int(high) - int(low)) / 2:g} - 1"
             )
-        return torch.from_numpy(_to_unit_range(x.astype(np.float32, order="C")))
+        pixels = torch.from_numpy(np.ascontiguousarray(x, np.uint8))
+        return _of_bytes(Images(pixels))
     if not np.isfinite([low, high]).all():
         broken = ~np.isfinite(x).reshape(len(x), -1).all(1)
         where = f"{broken.sum()} of {len(x)} examples, the first at index {broken.argmax()}"
         raise DataError(f"has NaN or infinite values in {where}: remove or repair them")
     if max(-low, high) > (5 if is_points else 1.01):
         raise DataError(f"runs from {low:.3g} to {high:.3g}: scale it to [-1, 1], or give integers from 0 to 255")
-    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+    return torch.from_numpy(np.array(x, np.float32, order="C"))
+
+
+def _of_bytes(images: Images) -> Tensor | Images:
+    """Images that differ: as floats where they are few."""
+    if len(images) < 2:
+        raise DataError(f"has shape {tuple(images.shape)}: at least 2 examples are needed, none of them empty")
+    if not any((part != images.pixels[0]).any() for part in images.pixels.split(1024)):
+        raise DataError(f"is {len(images)} times the same image: there is nothing to learn; give images that differ")
+    return images[:] if math.prod(images.shape) <= IN_MEMORY else images
 
 
 def _classes(labels: np.ndarray, count: int) -> Tensor:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "DamagedFileError",
+    "cache_folder",
     "digest",
     "is_hub_name",
     "lock_folder",
@@ -70,6 +71,11 @@ def named(what: str, name: str, known: Mapping[str, Entry]) -> Entry:
 def is_hub_name(text: str) -> bool:
     """Whether a text is a name on the Hugging Face hub, owner/name, and not a path whose first folder is here."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None and not os.path.isdir(text.split("/")[0])
+
+
+def cache_folder() -> Path:
+    """Where what is costly to make is kept from one run to the next: ``$PDLIB_CACHE``, or ``~/.cache/pdlib``."""
+    return Path(os.environ.get("PDLIB_CACHE") or "~/.cache/pdlib").expanduser()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

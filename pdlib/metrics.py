@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.auto import tqdm
 
 from pdlib.data import Data
-from pdlib.files import DamagedFileError, digest, read_tensors, write_tensors
+from pdlib.files import DamagedFileError, cache_folder, digest, read_tensors, write_tensors
+from pdlib.images import Images
 
 __all__ = [
     "METRICS",
@@ -86,13 +86,13 @@ def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn
     """
     if not data.is_image:
         return nn.Flatten()
-    x, labels = data.x, data.labels
+    labels, turned = data.labels, False
     if labels is None or labels.min() == labels.max():
-        labels = torch.arange(len(x)) % 4 if x.shape[2] == x.shape[3] else torch.arange(len(x)) % 2 * 2
-        x = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(x, labels, strict=True)])
+        every = torch.arange(len(data.x))
+        labels, turned = every % 4 if data.shape[1] == data.shape[2] else every % 2 * 2, True
     network = _Classifier(data.shape[0], int(labels.max()) + 1)
     about = {"features": digest([_RECIPE, updates, data.digest])}
-    folder = Path(os.environ.get("PDLIB_CACHE") or "~/.cache/pdlib").expanduser()
+    folder = cache_folder()
     path = folder / f"features-{about['features'][:16]}.safetensors"
     try:
         tensors, found = read_tensors(path)
@@ -100,7 +100,7 @@ def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn
             raise DamagedFileError(f"{path} is a network for other data")
         network.load_state_dict(tensors)
     except (OSError, RuntimeError, DamagedFileError):  # safetensors has a RuntimeError for a file that vanishes
-        _train_classifier(network, x, labels, updates, progress)
+        _train_classifier(network, data.x, labels, turned, updates, progress)
         try:
             write_tensors(path, network.state_dict(), about)
         except OSError as error:
@@ -112,7 +112,14 @@ def feature_network(data: Data, updates: int = 600, progress: bool = True) -> nn
     return network.eval().requires_grad_(False)
 
 
-def _train_classifier(network: nn.Module, x: Tensor, labels: Tensor, updates: int, progress: bool) -> None:
+def _turned(x: Tensor, labels: Tensor) -> Tensor:
+    """Each image by as many right angles as its label says."""
+    return torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(x, labels, strict=True)])
+
+
+def _train_classifier(
+    network: nn.Module, x: Tensor | Images, labels: Tensor, turned: bool, updates: int, progress: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -122,18 +129,21 @@ def _train_classifier(network: nn.Module, x: Tensor, labels: Tensor, updates: in
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in tqdm(range(updates), desc="features", unit="update", leave=False, disable=not progress):
         batch = torch.randint(len(x), (128,), generator=generator)
-        noisy = x[batch] + 0.1 * torch.randn(x[batch].shape, generator=generator)
+        clean = _turned(x[batch], labels[batch]) if turned else x[batch]
+        noisy = clean + 0.1 * torch.randn(clean.shape, generator=generator)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(network.classify(network.hidden(noisy)), labels[batch]).backward()
         optimizer.step()
-    found = features(network.hidden, x)
+    with torch.no_grad():
+        parts = zip(x.split(1024), labels.split(1024), strict=True)
+        found = torch.cat([network.hidden(_turned(*part) if turned else part[0]) for part in parts])
     network.mean.copy_(found.mean(0))
     deviation = found.var(0).mean().sqrt()
     network.deviation.copy_(deviation if deviation > 0 else torch.ones(()))  # of images that are all the same
 
 
 @torch.no_grad()
-def features(network: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
+def features(network: nn.Module, x: Tensor | Images, batch_size: int = 1024) -> Tensor:
     """The network's features of x, computed in batches, shape (n, features)."""
     return torch.cat([network(part) for part in x.split(batch_size)])
 
@@ -154,7 +164,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
     Biased upwards by an amount that falls as 1/n: compare it only at equal n.
     """
-    metric = FrechetInceptionDistance(feature=_Given(real.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False).set_dtype(torch.float64)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     return metric.compute().item()
@@ -168,7 +178,9 @@ def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 8, subset_size: i
     size = min(subset_size, len(real), len(fake))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that features are kept in memory: that is why they are small
-        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=_Given(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
+        )
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator
@@ -212,7 +224,7 @@ METRICS = {
 }
 
 
-def measure(network: nn.Module, real: Tensor, groups: list[Tensor]) -> dict[str, Estimate]:
+def measure(network: nn.Module, real: Tensor | Images, groups: list[Tensor]) -> dict[str, Estimate]:
     """Every metric of generated against real data.
 
     Args:
@@ -235,17 +247,26 @@ def jackknife_error(left_out: list[float]) -> float:
     return ((len(values) - 1) * values.var(correction=0)).sqrt().item()
 
 
-def sampling_floor(network: nn.Module, real: Tensor, groups: int, size: int, seed: int = 0) -> dict[str, Estimate]:
-    """Every metric of real against real: of as many images, drawn from the real ones with replacement.
+def sampling_floor(
+    network: nn.Module,
+    real: Tensor | Images,
+    groups: int,
+    size: int,
+    seed: int = 0,
+    drawn_from: Tensor | Images | None = None,
+) -> dict[str, Estimate]:
+    """Every metric of real against real: of as many images, drawn from real ones with replacement.
 
     It is what a model that reproduces the data perfectly would score. Disjoint halves of the data
     would not do: all these distances fall with the number of images, and a half is fewer.
 
     Args:
         network, real: as in :func:`measure`.
+        drawn_from: the others, where there are some: those trained on, and ``real`` those held back.
         groups, size: how many groups of how many images, as the generated ones come.
         seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    draws = [real[torch.randint(len(real), (size,), generator=generator)] for _ in range(groups)]
+    others = real if drawn_from is None else drawn_from
+    draws = [others[torch.randint(len(others), (size,), generator=generator)] for _ in range(groups)]
     return measure(network, real, draws)

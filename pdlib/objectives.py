@@ -45,7 +45,14 @@ class Objective:
     def __post_init__(self):
         object.__setattr__(self, "weighting", on_grid(self.weighting, self.grid and self.grid.N))
 
-    def __call__(self, student: DenoiserLike, average: DenoiserLike, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self,
+        student: DenoiserLike,
+        average: DenoiserLike,
+        x: Tensor,
+        generator: torch.Generator,
+        share: slice = slice(None),
+    ) -> Tensor:
         """The loss of one update: its mean over a batch, a scalar.
 
         Args:
@@ -53,10 +60,13 @@ class Objective:
             average: the same with averaged weights, for targets that ask it.
             x: clean data, shape (batch, …).
             generator: source of t and then of the noise, on x's device.
+            share: the part of the batch over which the mean is taken. What is drawn is drawn for all of it.
         """
         schedule = student.schedule
         t = self._draw(len(x), generator)  # t = i/N, i ~ Cat[1, …, N]
         z, _ = diffuse(x, t, schedule, generator)  # z_t = α_t x + σ_t ε
+        if share != slice(None):
+            x, z, t = x[share], z[share], t[share]
         with torch.no_grad():
             target = self.target(x, z, t, average)  # x̃
         w = weight(self.weighting, schedule, t)  # w(λ_t)
@@ -83,11 +93,16 @@ class PerClass:
     objective: Callable[[DenoiserLike | None], Objective]
 
     def __call__(
-        self, student: DenoiserLike, average: DenoiserLike, batch: tuple[Tensor, Tensor], generator: torch.Generator
+        self,
+        student: DenoiserLike,
+        average: DenoiserLike,
+        batch: tuple[Tensor, Tensor],
+        generator: torch.Generator,
+        share: slice = slice(None),
     ) -> Tensor:
-        x, labels = batch
+        x, labels = batch[0], batch[1][share]
         teacher = None if self.teacher is None else OfClasses(self.teacher, labels)
-        return self.objective(teacher)(OfClasses(student, labels), OfClasses(average, labels), x, generator)
+        return self.objective(teacher)(OfClasses(student, labels), OfClasses(average, labels), x, generator, share)
 
 
 def of_examples(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from pdlib.files import DamagedFileError, digest, named, read_tensors, write_tensors
 from pdlib.objectives import Objective, PerClass
+from pdlib.processes import processes
 
 __all__ = ["NotFiniteError", "Session", "Trained", "TrainingSettings", "fit"]
 
@@ -40,6 +42,10 @@ class TrainingSettings:
         ema: decay per update of the exponential moving average of the weights; 0 for none.
         max_gradient_norm: gradients longer than this are scaled down to it.
         seed: of the generator that draws batches, times and noise.
+        precision: ``"bf16"`` for matrix products and convolutions in bfloat16; weights, targets and losses are float32.
+        accumulate: the parts in which a batch is worked through, where memory does not hold all of it. What is
+            drawn stays the same.
+        compile: whether the network is compiled by ``torch.compile``, which takes a minute or so first.
     """
 
     updates: int
@@ -50,6 +56,9 @@ class TrainingSettings:
     ema: float = 0.999
     max_gradient_norm: float = 1.0
     seed: int = 0
+    precision: str = "float32"
+    accumulate: int = 1
+    compile: bool = False
 
     def rate(self, update: int) -> float:
         """The learning rate at an update, counted from 0."""
@@ -105,6 +114,7 @@ def fit(
     """Minimise an objective over batches of data, in place, and return the result.
 
     The same seed gives the same weights, also where a killed process is started again and goes on from its checkpoint.
+    Several processes, see :mod:`pdlib.processes`, share each batch out, and give the same to float tolerance.
 
     Args:
         denoiser: a module (z, t) -> x̂ with a schedule; its device decides where.
@@ -119,9 +129,13 @@ def fit(
         DamagedFileError: for a checkpoint that is damaged, or belongs to another training.
         OSError: where the checkpoint cannot be written.
     """
-    checkpoint = session.checkpoint
+    here, checkpoint = processes(), session.checkpoint
     fingerprint = {} if checkpoint is None else _fingerprint(denoiser, objective, data, settings)
+    if settings.batch_size < here.count:
+        raise ValueError(f"batch_size={settings.batch_size}: {here.count} processes need an example each, or fewer")
     denoiser.train().requires_grad_(True)
+    if settings.compile:
+        getattr(denoiser, "network", denoiser).compile()
     average, blend = copy.deepcopy(denoiser).eval(), get_ema_multi_avg_fn(settings.ema)
     parameters, averaged = list(denoiser.parameters()), list(average.parameters())
     device = parameters[0].device
@@ -135,19 +149,19 @@ def fit(
     if checkpoint is not None and checkpoint.is_file():
         first, seconds = state.load(checkpoint, fingerprint)
     started = saved = time.monotonic()
-    look = {"desc": session.label, "unit": "update", "mininterval": 0.5, "disable": not session.progress}
+    shown = session.progress and here.first
+    look = {"desc": session.label, "unit": "update", "mininterval": 0.5, "disable": not shown}
     bar = tqdm(total=settings.updates, initial=first, **look)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for update in range(first, settings.updates):
-            dropout.manual_seed((settings.seed * 1_000_003 + update) % 2**63)
+            dropout.manual_seed((settings.seed * 1_000_003 + update + (here.rank << 48)) % 2**63)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(update)
             batch = torch.randint(len(data), (settings.batch_size,), generator=generator, device=device)
             optimizer.zero_grad(set_to_none=True)
-            value = objective(denoiser, average, data[batch], generator)
-            value.backward()
+            value = _gradient(denoiser, average, objective, data[batch], generator, settings)
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
-            losses[update], norms[update] = value.detach(), norm
+            losses[update], norms[update] = value, norm
             if not (losses[update].isfinite() and norms[update].isfinite()):
                 raise NotFiniteError(_not_finite_message(session, update, losses[update], norms[update]))
             optimizer.step()
@@ -157,7 +171,7 @@ def fit(
                 blend(averaged, parameters, update)
             bar.update()
             now = time.monotonic()
-            if checkpoint is not None and now - saved > session.checkpoint_seconds:
+            if checkpoint is not None and here.first and now - saved > session.checkpoint_seconds:
                 bar.set_postfix(loss=f"{losses[max(0, update - 99) : update + 1].mean():.4f}")
                 state.save(checkpoint, fingerprint, update + 1, seconds + now - started)
                 saved = time.monotonic()
@@ -165,10 +179,41 @@ def fit(
     return Trained(_frozen(average if settings.ema > 0 else denoiser), _frozen(denoiser), losses, norms, seconds)
 
 
+def _gradient(
+    denoiser: nn.Module,
+    average: nn.Module,
+    objective: Objective | PerClass,
+    batch: Tensor | tuple[Tensor, Tensor],
+    generator: torch.Generator,
+    settings: TrainingSettings,
+) -> Tensor:
+    """The loss of a batch, and its gradient in the parameters: of this process's share, in parts, then added up."""
+    here, mixed = processes(), settings.precision == "bf16"
+    count, share = settings.batch_size, here.share(settings.batch_size)
+    ends = [share.start + (share.stop - share.start) * k // settings.accumulate for k in range(settings.accumulate + 1)]
+    parts = [slice(*pair) for pair in pairwise(ends) if pair[0] < pair[1]]
+    if parts == [slice(0, count)]:
+        with torch.autocast(generator.device.type, torch.bfloat16, mixed):
+            value = objective(denoiser, average, batch, generator)
+        value.backward()
+        return value.detach()
+    drawn, total = generator.get_state(), torch.zeros((), device=generator.device)
+    for part in parts:
+        generator.set_state(drawn)
+        with torch.autocast(generator.device.type, torch.bfloat16, mixed):
+            value = objective(denoiser, average, batch, generator, part) * ((part.stop - part.start) / count)
+        value.backward()
+        total += value.detach()
+    here.add_up([total, *(p.grad for p in denoiser.parameters() if p.grad is not None)])
+    return total
+
+
 def _fingerprint(denoiser: nn.Module, objective: Objective, data: Tensor, settings: TrainingSettings) -> dict[str, str]:
     """All that decides every update, by what a person would call it."""
+    usual = {"precision": "float32", "accumulate": settings.accumulate, "compile": settings.compile}
+    decides = {name: value for name, value in asdict(settings).items() if usual.get(name) != value}
     return {"denoiser": digest(denoiser), "objective": digest(objective), "data": digest(data)} | {
-        name: str(value) for name, value in asdict(settings).items()
+        name: str(value) for name, value in decides.items()
     }
 
 

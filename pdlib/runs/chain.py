@@ -22,6 +22,7 @@ from pdlib.interop import is_foreign, open_denoiser
 from pdlib.networks import MLP, UNet
 from pdlib.objectives import Clean, Objective, of_examples
 from pdlib.predictions import PREDICTIONS, output_channels
+from pdlib.processes import processes
 from pdlib.runs.settings import TEACHER, Settings, SettingsError
 from pdlib.schedules import DiscreteSchedule, Schedule
 from pdlib.training import Session, Trained, TrainingSettings, fit
@@ -159,9 +160,10 @@ def train_chain(
     run: Run, given: Denoiser | None, session: Session, finished: Callable[[], None] = lambda: None
 ) -> dict[str, Denoiser]:
     """Every network by the name of its folder: opened where it is there; made, and told of, where it is missing."""
-    models = {}
+    models, here = {}, processes()
+    missing = here.agree(lambda: run.missing)
     for part in run.parts:
-        if part not in run.missing:
+        if part not in missing:
             models[part] = run.open(part)
             continue
         if part == "teacher" and given is not None:
@@ -172,7 +174,8 @@ def train_chain(
             tensors = {"losses": trained.losses, "gradient_norms": trained.gradient_norms}
             about = {"seconds": trained.seconds, "updates": len(trained.losses)}
             models[part] = _keep(run, part, trained.ema, tensors, about)
-        finished()
+        if here.first:
+            finished()
     return models
 
 
@@ -183,9 +186,11 @@ def _train(run: Run, part: str, models: dict[str, Denoiser], session: Session) -
         clean = Objective(Clean(), s.grid if s.discrete_teacher else None, s.loss_weighting)
         return fit(new_denoiser(s, run.data), clean, _examples(run, None), s.teacher_training, session)
     *_, (name, teacher) = models.items()
+    if s.compile:
+        teacher.network.compile()
     x, teacher = _examples(run, teacher.classes), run.guided(name, teacher)
     if part == "converted":
-        parent = Confined(teacher, s.clip_x or run.data.x.abs().max().item())
+        parent = Confined(teacher, s.clip_x or run.data.largest)
         training = replace(s.teacher_training, updates=s.convert_updates)
         return convert(parent, s.student_prediction, x, training, s.loss_weighting, session)
     options = {"objective": _stage_objective(s), "prediction": s.student_prediction, "session": session}
@@ -207,6 +212,8 @@ def _of_stage(
 
 def _keep(run: Run, part: str, denoiser: Denoiser, *history: dict[str, Any]) -> Denoiser:
     """Write a finished network, its history if it has one, its config.json last, and only then drop its checkpoint."""
+    if not processes().first:
+        return denoiser
     if history:
         write_tensors(run.folder / part / "training.safetensors", *history)
     checksum = tensors_digest(*history) if history else None

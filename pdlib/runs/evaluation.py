@@ -20,6 +20,7 @@ from pdlib.denoiser import DenoiserLike
 from pdlib.files import write_json
 from pdlib.grids import Grid
 from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
+from pdlib.processes import processes
 from pdlib.runs.settings import settings_to_json
 from pdlib.sampling import sample_batches
 
@@ -40,19 +41,23 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
       distance over the teacher's by DDIM at its own N (over the first of ``distilled`` where ``ddim`` is not asked
       for), with ``ratio_standard_error``; and then ``seconds_per_image``, the median over noise seeds.
     - ``floor``: each metric of real against real, see :func:`pdlib.metrics.sampling_floor`, in the same form.
-    - ``images``, ``real_images``: how many generated and how many real images each is computed from.
+    - ``images``, ``real_images``, ``held_back``: how many generated and how many real images each is computed from, and
+      whether the real ones are held back, seen by no network, or those that they were trained on.
     - ``training``: for each network ``seconds``, ``updates``, and the mean loss of the last tenth of them.
     - ``seconds``: of each part of the run.
     - ``peak_memory_mb``: the most memory the process held.
     - ``settings``, ``run``, ``versions``, ``machine``: what was run, the digest of that, with what, and on what.
     """
     settings, data, path = run.settings, run.data, run.folder / "metrics.json"
-    network = feature_network(data, progress=progress)
-    metrics = run.metrics if path.is_file() else {"complete": False, "curves": {}, "run": run.config.get("run")}
+    here = processes()
+    network = feature_network(data, progress=progress) if here.first else None
+    begun = {"complete": False, "curves": {}, "run": run.config.get("run")}
+    metrics = here.agree(lambda: run.metrics if path.is_file() else begun)
     curves = metrics["curves"] = {name: metrics["curves"].get(name, {}) for name in settings.curves}
     jobs = [(name, steps) for name in settings.curves for steps in settings.evaluated_steps]
     missing = [(name, steps) for name, steps in jobs if str(steps) not in curves[name]]
-    with tqdm(total=sum(steps for _, steps in missing), desc="evaluate", unit="step", disable=not progress) as bar:
+    shown = progress and here.first
+    with tqdm(total=sum(steps for _, steps in missing), desc="evaluate", unit="step", disable=not shown) as bar:
         for name, steps in missing:
             own = run.part(steps).name
             if name == "ddim" and own == "teacher":  # the same sampler on the same network
@@ -64,11 +69,15 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
                 variance = settings.sampler_variance if name == "stochastic" else None
                 curves[name][str(steps)] = _evaluate_one(run, network, model, steps, variance)
             bar.update(steps)
-            write_json(path, metrics)
+            if here.first:
+                write_json(path, metrics)
+    if not here.first:
+        return here.agree(dict)
     base = curves.get("ddim", curves["distilled"])[str(settings.steps)]
     for name, steps in jobs:
         _add_ratio(curves[name][str(steps)], base)
-    floor = sampling_floor(network, data.x, settings.noise_seeds, settings.images_per_seed)
+    real, drawn_from = (data.x, None) if data.test is None else (data.test, data.x)
+    floor = sampling_floor(network, real, settings.noise_seeds, settings.images_per_seed, drawn_from=drawn_from)
     training = {}
     for part in run.parts:
         tensors, about = run.history(part)
@@ -77,7 +86,8 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
     metrics |= {
         "floor": {name: list(found[:2]) for name, found in floor.items()},
         "images": settings.noise_seeds * settings.images_per_seed,
-        "real_images": len(data.x),
+        "real_images": len(real),
+        "held_back": data.test is not None,
         "training": training,
         "seconds": {
             "teacher": training["teacher"]["seconds"],
@@ -92,21 +102,25 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
         "complete": True,
     }
     write_json(path, metrics)
-    return metrics
+    return here.agree(lambda: metrics)
 
 
 def _evaluate_one(
-    run: Run, network: nn.Module, model: DenoiserLike, steps: int, variance: float | None
+    run: Run, network: nn.Module | None, model: DenoiserLike, steps: int, variance: float | None
 ) -> dict[str, Any]:
-    """Every metric at one number of steps, and how long an image takes."""
-    settings, grid = run.settings, Grid(steps, run.settings.missing)
-    groups, times, started = [], [], time.monotonic()
-    for k in range(settings.noise_seeds):
+    """Every metric at one number of steps, and how long an image takes; several processes share the noise seeds out."""
+    settings, grid, here = run.settings, Grid(steps, run.settings.missing), processes()
+    drawn, times, started = {}, [], time.monotonic()
+    for k in range(here.rank, settings.noise_seeds, here.count):
         began = time.monotonic()
         generator = torch.Generator(settings.device).manual_seed(1_000_003 * (settings.seed + 1) + k)
-        groups.append(sample_batches(model, settings.images_per_seed, grid, generator=generator, variance=variance))
+        drawn[k] = sample_batches(model, settings.images_per_seed, grid, generator=generator, variance=variance)
         times.append(time.monotonic() - began)
-    estimates = measure(network, run.data.x, groups)
+    drawn = here.gather(drawn)
+    if network is None:
+        return {}
+    groups = [drawn[k] for k in range(settings.noise_seeds)]
+    estimates = measure(network, run.data.x if run.data.test is None else run.data.test, groups)
     return {name: list(estimate[:2]) for name, estimate in estimates.items()} | {
         "frechet_distance_left_out": estimates["frechet_distance"].left_out,
         "seconds_per_image": statistics.median(times) / settings.images_per_seed,

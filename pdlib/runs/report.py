@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from pdlib import plots
 from pdlib.files import write_bytes
 from pdlib.metrics import METRICS
+from pdlib.processes import alone, processes
 from pdlib.runs.chain import expected_seconds
 from pdlib.runs.run import Run, check, default_folder, execute, finish, load_run, new_run, settings_of
 from pdlib.runs.settings import Settings, notebook_parameters, settings_to_json
@@ -50,7 +51,22 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
     """
     where = Path(folder) if folder else default_folder(preset, **overrides)
     chosen = new_run(where, settings_of(where, preset, **overrides))
-    if not (where / "config.json").is_file():
+    here = processes()
+    if here.agree(lambda: not (where / "config.json").is_file()):
+        here.agree(lambda: _begin(chosen, progress))
+
+    def trained() -> None:
+        with suppress(Exception):  # it was rehearsed; what fails now is no reason to stop a training
+            _write_preview(chosen)
+
+    finished = finish(chosen, progress, trained=trained)
+    return here.agree(lambda: write_report(finished, progress))
+
+
+def _begin(chosen: Run, progress: bool) -> None:
+    """Say how long a run will take, and rehearse it."""
+    where = chosen.folder
+    with alone():
         parts = expected_seconds(chosen, check(chosen))
         if progress:
             clock = tqdm.format_interval
@@ -63,12 +79,6 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
                 flush=True,
             )
         _rehearse(chosen)
-
-    def trained() -> None:
-        with suppress(Exception):  # it was rehearsed; what fails now is no reason to stop a training
-            _write_preview(chosen)
-
-    return write_report(finish(chosen, progress, trained=trained), progress)
 
 
 def _rehearse(run: Run) -> None:
@@ -189,10 +199,11 @@ def describe_run(run: Run) -> str:
     changed = [f"{name} = {value}" for name, value in settings.items() if value != usual[name]]
     shown = ("data", "prediction", "weighting", "schedule", "steps", "end_steps", "teacher_updates", "stage_updates")
     machine, memory = metrics["machine"], metrics["peak_memory_mb"]
+    seen = "those held back" if metrics.get("held_back") else "those trained on"
     rows = {
         "settings": ", ".join(f"{name} = {settings[name]}" for name in (*shown, "seed")),
         "settings that differ from the defaults": ", ".join(changed) or "none",
-        "images": f"{metrics['images']:,} generated for each figure, {metrics['real_images']:,} real",
+        "images": f"{metrics['images']:,} generated for each figure, {metrics['real_images']:,} real: " + seen,
         "time": ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items()),
         "peak memory": "unknown" if memory is None else f"{memory:.0f} MB",
         "versions": ", ".join(f"{name} {value}" for name, value in metrics["versions"].items()),

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from pdlib.files import DamagedFileError, digest, lock_folder, read_json, read_t
 from pdlib.grids import Grid
 from pdlib.interop import is_foreign
 from pdlib.metrics import METRICS
+from pdlib.processes import processes
 from pdlib.runs.chain import given_teacher, network_digest, new_denoiser, train_chain
 from pdlib.runs.evaluation import evaluate
 from pdlib.runs.settings import (
@@ -60,7 +61,7 @@ __all__ = [
     "settings_of",
 ]
 
-PLACES = ("data", "teacher", "device")  # what is found there is part of a run, by its digest
+PLACES = ("data", "teacher", "device", "accumulate", "compile")  # no part of a run: where it computes, and from what
 
 
 def runs_folder() -> Path:
@@ -114,7 +115,7 @@ class Run:
     @cached_property
     def data(self) -> Data:
         """The data of the run, loaded, and checked to be those that it was made with."""
-        data = load_data(self.settings.data)
+        data = load_data(self.settings.data, **self.settings.reading)
         there = self.config.get("data")
         if there is not None and there["digest"] != data.digest:
             raise DataError(
@@ -318,19 +319,20 @@ def finish(
 
     ``trained`` is called after each network that was missing.
     """
-    given = check(run)
-    if run.finished and load_run(run.folder, run.settings.device) == run:
+    given, here = check(run), processes()
+    if here.agree(lambda: run.finished and load_run(run.folder, run.settings.device) == run):
         for part in run.parts:
             run.open(part)
             run.history(part)
         return run
-    with lock_folder(run.folder):
-        new_run(run.folder, run.settings)  # another may have begun there since
-        for leftover in run.folder.rglob("*.part"):  # of a process that was killed while it wrote
-            leftover.unlink()
-        _write_config(run, given)
+    with lock_folder(run.folder) if here.first else nullcontext():
+        if here.first:
+            new_run(run.folder, run.settings)  # another may have begun there since
+            for leftover in run.folder.rglob("*.part"):  # of a process that was killed while it wrote
+                leftover.unlink()
+            _write_config(run, given)
         models = train_chain(run, given, Session("", run.folder, checkpoint_seconds, progress), trained)
-        if not run.finished:
+        if here.agree(lambda: not run.finished):
             evaluate(run, models, progress)
     return run
 

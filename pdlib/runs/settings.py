@@ -44,7 +44,8 @@ NAMES = ("prediction", "student_prediction", "method", "weighting", "schedule")
 """The settings that are names in a registry of pdlib's, which is read when they are checked: it may have grown."""
 NETWORK = ("network", "width", "multipliers", "blocks", "attention", "heads", "dropout", "mlp_width")
 """The settings that describe the network; without meaning where a given teacher brings its own."""
-
+READING = ("split", "test", "column", "size", "crop", "channels", "flip", "skip_broken")
+"""The settings that describe how the data are read."""
 OF_A_TEACHER = ("prediction", "schedule", "log_snr_min", "student_prediction", "stage_updates", "stage_learning_rate")
 """The settings that a given teacher of another library decides, where nothing else is said."""
 TEACHER = "teacher"
@@ -68,6 +69,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = Field("digits", min_length=1, description="data set: its name, a file, or a folder of images")
+    split: str = Field("train", min_length=1, description="the part of it to train on, of a folder or from the hub")
+    test: str = Field("auto", min_length=1, description="what is held back and measured to: none, a share, or a part")
+    column: str | None = Field(None, min_length=1, description="its column of images, if not the first")
+    size: int | None = Field(None, ge=4, le=1024, description="images are made squares of so many pixels")
+    crop: bool = Field(True, description="cut that square out of the middle; otherwise squeeze images into it")
+    channels: Literal["grey", "rgb"] | None = Field(None, description="of the images, if not as they are")
+    flip: bool = Field(False, description="add each image a second time, in the mirror")
+    skip_broken: bool = Field(False, description="leave out images that cannot be opened, instead of stopping")
     prediction: str = Field("v", description="what the teacher predicts, and its students by default")
     student_prediction: str | None = Field(None, description="what the students predict, if something else")
     convert_updates: SomeUpdates = Field(0, description="updates that turn the teacher to it, at its own N")
@@ -106,6 +115,11 @@ class Settings(BaseModel):
     ema: Decay = Field(0.999, description="decay of the teacher's weight average; 0 for its last weights")
     stage_ema: Decay = Field(0.99, description="decay of the students' weight average; 0 for their last weights")
     max_gradient_norm: float = Field(1.0, ge=1e-12, le=1e12, description="longer gradients are scaled down to it")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="of matrix products and convolutions, on a GPU"
+    )
+    accumulate: int = Field(1, ge=1, le=65536, description="parts of a batch, where memory does not hold all of it")
+    compile: bool = Field(False, description="compile the networks for training, on a GPU")
     clip_x: float | None = Field(None, ge=1e-12, le=1e6, description="the teacher's x̂ is confined to ± this")
     network: Literal["unet", "unet2d"] = Field("unet", description="for images; unet2d is diffusers', to be exported")
     width: int = Field(32, ge=4, le=1024, description="feature channels of the UNet, for images")
@@ -205,7 +219,14 @@ class Settings(BaseModel):
         except Exception:  # each device's library raises its own
             known = "cuda or cpu" if torch.cuda.is_available() else "cpu, as there is no cuda here"
             raise ValueError(f"device={self.device!r} does not work here, or not in float64: use {known}") from None
+        if self.device == "cpu" and self.precision == "bf16":
+            raise ValueError("precision='bf16': it is slower than float32 on a CPU: give device=cuda with it")
         return self
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data are read, for :func:`pdlib.data.load_data`."""
+        return {name: getattr(self, name) for name in READING}
 
     @property
     def grid(self) -> pdlib.Grid:
@@ -232,7 +253,10 @@ class Settings(BaseModel):
     def teacher_training(self) -> pdlib.TrainingSettings:
         """How the teacher is trained."""
         more = (self.anneal, self.ema, self.max_gradient_norm, self.seed)
-        return pdlib.TrainingSettings(self.teacher_updates, self.batch_size, self.learning_rate, self.warmup, *more)
+        how = {"precision": self.precision, "accumulate": self.accumulate, "compile": self.compile}
+        return pdlib.TrainingSettings(
+            self.teacher_updates, self.batch_size, self.learning_rate, self.warmup, *more, **how
+        )
 
     def stage_training(self, grid: pdlib.Grid) -> pdlib.TrainingSettings:
         """How the student for a grid is trained."""
@@ -321,6 +345,8 @@ def settings_to_json(settings: Settings) -> dict[str, Any]:
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """A config.json's settings, checked, under today's names; the first edition's mean the same run as then."""
     config = {"stage_batch_size": 0} | {name: value for name, value in config.items() if name != "device"}
+    if "test" not in config and not callable(pdlib.DATASETS.get(config.get("data", "digits"))):
+        config["test"] = "none"  # older runs were measured to what they had been trained on
     if "missing" not in config:
         config = {"stage_learning_rate": 0.0005, "curves": CURVES} | config
         updates, few = config.get("stage_updates", 450), config.pop("few_step_updates", 600)
