@@ -329,10 +329,13 @@ _SMOKE = "steps=8 teacher_updates=300 stage_updates=60 batch_size=64 learning_ra
 _STUDY = "steps=16 teacher_updates=1500 stage_updates=150 ema=0.995 stage_ema=0.97 noise_seeds=4 curves=distilled"
 _ROUGH = f"noise_seeds=2 images_per_seed=128 curves={','.join(CURVES)}"
 _SMALL = "width=16 mlp_width=64 stage_learning_rate=0.0005 stage_batch_size=0"
+_MNIST = "data=mnist width=24 multipliers=1,2,2 teacher_updates=10000 batch_size=64 noise_seeds=5 images_per_seed=600"
+_MNIST += " stage_updates=1300,16:1900,8:3500,4:5000,2:6400,1:8300"
 PRESETS: dict[str, dict[str, str]] = {
     "default": {},
     "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} {_ROUGH}".split())),
     "study": dict(map(parse_setting, f"{_STUDY} {_SMALL}".split())),
+    "mnist-cpu": dict(map(parse_setting, _MNIST.split())),
 }
 """Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs."""
 
