@@ -66,6 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("folder", type=_path, help=_FOLDER)
     export.add_argument("output", type=_path, help="the folder to write: a new one")
     export.add_argument("--label", type=int, help="bind a class-conditional network to this class")
+    sweep = commands.add_parser("sweep", help="run a grid of settings side by side, with one page that compares them")
+    sweep.add_argument("grid", type=_path, help="a YAML file: preset, settings of all, grid: {name: [value, …]}")
+    sweep.add_argument("--folder", type=_path, help="where its runs live (default: runs/ and the file's name)")
+    sweep.add_argument("--workers", type=int, help="runs at a time (default: one for each processor)")
+    sweep.add_argument("--scheduler", help="a Dask scheduler, tcp://host:port (default: workers are started here)")
     settings = commands.add_parser("settings", help="list every setting: default, meaning, what is allowed")
     settings.add_argument("name", nargs="?", help="one setting alone")
     chosen = parser.parse_args(arguments)
@@ -113,6 +118,24 @@ def _run(chosen: argparse.Namespace) -> None:
     overrides = {name: getattr(settings, name) for name in texts}
     _at_work[:] = [chosen.folder or pdlib.runs.default_folder(chosen.preset, **overrides)]
     print(pdlib.runs.report.run(chosen.preset, _at_work[0], **overrides))
+
+
+def _sweep(chosen: argparse.Namespace) -> int:
+    from pdlib.runs.report import write_comparison
+    from pdlib.runs.sweep import read_grid, sweep_grid
+
+    if chosen.workers is not None and chosen.workers < 1:
+        raise ValueError(f"--workers {chosen.workers}: must be 1 or more")
+    grid = read_grid(chosen.grid)
+    folder = chosen.folder or pdlib.runs.runs_folder() / chosen.grid.stem
+    _at_work[:] = [folder]
+    found = sweep_grid(grid, folder, workers=chosen.workers, scheduler=chosen.scheduler)
+    failed = {name: error for name, error in found.items() if error is not None}
+    for name, error in failed.items():
+        print(f"pdlib: {name} failed: {_one_line(error, chosen)}", file=sys.stderr)
+    if len(failed) < len(found):
+        print(write_comparison(folder))
+    return 2 if failed else 0
 
 
 def _opened(folder: Path) -> tuple[pdlib.runs.Run | None, str | None]:

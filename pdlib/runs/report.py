@@ -35,6 +35,9 @@ __all__ = [
     "figures_table",
     "from_notebook",
     "run",
+    "with_error",
+    "write_comparison",
+    "write_failed",
     "write_report",
 ]
 
@@ -110,10 +113,10 @@ def from_notebook(namespace: dict[str, Any]) -> Run:
     return execute(given.pop("preset", "default"), folder, **given)
 
 
-def template() -> Path:
-    """The report's notebook: in the installed package, or in the repository's ``notebooks/``."""
-    installed = Path(__file__).with_name("report.ipynb")
-    return installed if installed.is_file() else installed.parents[2] / "notebooks" / "report.ipynb"
+def template(name: str = "report") -> Path:
+    """A notebook that papermill executes: in the installed package, or in the repository's ``notebooks/``."""
+    installed = Path(__file__).with_name(f"{name}.ipynb")
+    return installed if installed.is_file() else installed.parents[2] / "notebooks" / f"{name}.ipynb"
 
 
 def write_report(run: Run, progress: bool = True) -> Path:
@@ -123,23 +126,54 @@ def write_report(run: Run, progress: bool = True) -> Path:
     """
     folder = run.folder
     try:
-        import nbformat
-        import papermill
-
-        with tempfile.TemporaryDirectory(prefix="pdlib-") as home, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            options = {"progress_bar": progress, "kernel_manager_class": _kernel(home)}
-            notebook = papermill.execute_notebook(template(), None, {"folder": str(folder)}, **options)
-        page, noises = to_html(notebook), run.same_noise(12 if run.data.is_image else 1000)
-        write_bytes(folder / "report.ipynb", nbformat.writes(notebook).encode())
-        write_bytes(folder / "report.html", page.encode())
+        page = _written(template(), folder, "report", progress)
+        noises = run.same_noise(12 if run.data.is_image else 1000)
         write_bytes(folder / "report.png", plots.png(plots.plot_result(run.metrics, *noises)))
     except Exception as error:
         raise ReportError(
             f"the run in {folder} is finished and kept (pdlib evaluate {folder} prints its figures), but its report "
             f"could not be written: {_last(error)}; when that is mended, the same command writes it"
         ) from error
-    return folder / "report.html"
+    return page
+
+
+def _written(notebook: Path, folder: Path, name: str, progress: bool) -> Path:
+    """A notebook, executed on a folder and written there; the path of its page."""
+    import nbformat
+    import papermill
+
+    with tempfile.TemporaryDirectory(prefix="pdlib-") as home, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"progress_bar": progress, "kernel_manager_class": _kernel(home)}
+        executed = papermill.execute_notebook(notebook, None, {"folder": str(folder)}, **options)
+    page = to_html(executed)
+    write_bytes(folder / f"{name}.ipynb", nbformat.writes(executed).encode())
+    write_bytes(folder / f"{name}.html", page.encode())
+    return folder / f"{name}.html"
+
+
+def write_comparison(folder: str | Path) -> Path:
+    """Execute ``compare.ipynb`` on a sweep's folder, and write it as ``compare.html`` there; ReportError otherwise."""
+    return _written(template("compare"), Path(folder), "compare", progress=False)
+
+
+def write_failed(run: Run, error: Exception) -> None:
+    """The report's notebook with the error of a run that failed, in the cell that makes the run."""
+    import traceback
+
+    import nbformat
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    parameters = {"folder": str(run.folder), **settings_to_json(run.settings)}
+    notebook = parameterize_notebook(load_notebook_node(str(template())), parameters)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    cell = next(cell for cell in notebook.cells if "from_notebook(" in cell.source)
+    trace = "".join(traceback.format_exception(error)).splitlines()
+    cell.outputs = [nbformat.v4.new_output("error", ename=type(error).__name__, evalue=str(error), traceback=trace)]
+    write_bytes(run.folder / "report.ipynb", nbformat.writes(notebook).encode())
 
 
 def _write_preview(run: Run) -> None:
@@ -254,9 +288,9 @@ def figures_table(metrics: dict[str, Any]) -> str:
     for curve, entries in metrics["curves"].items():
         for steps, entry in entries.items():
             figures = [*(entry[name] for name in labels), (entry["ratio"], entry["ratio_standard_error"])]
-            cells = [curve, steps, *(_with_error(*figure) for figure in figures)]
+            cells = [curve, steps, *(with_error(*figure) for figure in figures)]
             lines.append(f"| {' | '.join(cells)} | {entry['seconds_per_image'] * 1e3:.3f} |")
-    floor = " | ".join(_with_error(*metrics["floor"][name]) for name in labels)
+    floor = " | ".join(with_error(*metrics["floor"][name]) for name in labels)
     return "\n".join([*lines, f"| real against real | | {floor} | | |"])
 
 
@@ -265,7 +299,7 @@ def chains_table(chains: dict[str, dict[int, tuple[float, float]]], heading: str
     columns = sorted({steps for chain in chains.values() for steps in chain}, reverse=True)
     lines = [f"| {heading} | {' | '.join(map(_steps, columns))} |", "|---|" + "---:|" * len(columns)]
     for label, chain in chains.items():
-        cells = [_with_error(*chain[n]) if n in chain else "" for n in columns]
+        cells = [with_error(*chain[n]) if n in chain else "" for n in columns]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -274,7 +308,8 @@ def _steps(count: int) -> str:
     return "one step" if count == 1 else f"{count} steps"
 
 
-def _with_error(value: float, error: float) -> str:
+def with_error(value: float, error: float) -> str:
+    """A figure and its standard error, as far as the error lets it be known."""
     if math.isnan(error):  # one run has none
         return f"{value:.3g}"
     return f"{value:.3g} ± {float(f'{error:.1g}'):g}" if abs(value) >= 1e-2 else f"{value:.5f} ± {error:.5f}"

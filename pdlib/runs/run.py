@@ -293,7 +293,7 @@ def new_run(folder: Path, settings: Settings) -> Run:
         places["data"] = os.path.abspath(settings.data)
     run = Run(folder, Settings(**settings_to_json(settings) | places, device=settings.device))
     if not (folder / "config.json").is_file():
-        ours = (".lock", "config.json.")  # what a run leaves that was killed in its first moment
+        ours = (".lock", "config.json.", "report.ipynb")  # what a run leaves that ended in its first moment
         if folder.exists() and not (folder.is_dir() and all(path.name.startswith(ours) for path in folder.iterdir())):
             raise SettingsError(
                 f"folder={folder} is not empty and holds no run: choose another folder; nothing was written"

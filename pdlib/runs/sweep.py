@@ -1,13 +1,12 @@
-"""Many runs side by side, and what their figures come to."""
+"""Many runs side by side, on this machine or on a cluster, and what their figures come to."""
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
-import multiprocessing
-import os
-import threading
-from collections.abc import Iterable, Mapping
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ import joblib
 import torch
 from tqdm.auto import tqdm
 
+from pdlib.files import write_json
+from pdlib.runs.report import write_failed, write_report
 from pdlib.runs.run import Run, finish, new_run
-from pdlib.runs.settings import make_settings
+from pdlib.runs.settings import SettingsError, make_settings
 
-__all__ = ["mean_by_steps", "sweep"]
+__all__ = ["cells", "mean_by_steps", "read_grid", "sweep", "sweep_grid"]
 
-DEATHS = 3  # so many times in a row may a worker be killed, with no run finished, before a sweep gives up
+DEATHS = 3  # so many workers may be killed at one run before a sweep gives it up
 
 
 def sweep(
@@ -29,6 +30,7 @@ def sweep(
     preset: str = "default",
     *,
     workers: int | None = None,
+    scheduler: str | None = None,
     progress: bool = True,
     **shared: Any,
 ) -> dict[str, Run]:
@@ -38,53 +40,135 @@ def sweep(
         jobs: name of a run, which lives in ``folder/name`` -> the settings in which it differs.
         preset, **shared: the settings of them all.
         workers: how many at a time; by default as many as there are processors for this process.
+        scheduler: address of a Dask scheduler, such as ``"tcp://10.0.0.1:8786"``, whose workers see the same folders;
+            by default workers are started here.
 
     Raises:
         Exception: as in :func:`pdlib.runs.run.execute`, of the first run that fails; what others have finished is kept.
         MemoryError: where workers are killed again and again; after once or twice the runs go on from checkpoints.
+        ConnectionError: where the scheduler is not there, or no more.
     """
-    settings = {name: make_settings(preset, **{**shared, **job}) for name, job in jobs.items()}
-    runs = {name: new_run(Path(folder) / name, chosen) for name, chosen in settings.items()}
+    runs = _opened(jobs, Path(folder), preset, shared)
     waiting = {name: run for name, run in runs.items() if not run.finished}
-    others, deaths = set(multiprocessing.active_children()), 0
-    # "spawn" starts clean processes: a forked one would inherit this one's threads in an unknown state.
-    context = multiprocessing.get_context("spawn")
-    with tqdm(total=len(waiting), desc=Path(folder).name, unit="run", disable=not (progress and waiting)) as bar:
-        while waiting:
-            count = min(workers or joblib.cpu_count(), len(waiting))
-            pool = ProcessPoolExecutor(count, context, initializer=_start_worker)
-            try:
-                names = {pool.submit(finish, run, False): name for name, run in waiting.items()}
-                for future in as_completed(names):
-                    future.result()
-                    del waiting[names[future]]
-                    deaths = 0
-                    bar.set_postfix(last=names[future])
-                    bar.update()
-            except BrokenExecutor:
-                deaths += 1
-                if deaths == DEATHS:
-                    raise MemoryError(
-                        f"a worker of the sweep in {folder} was killed {DEATHS} times, perhaps for lack of memory; "
-                        f"what is finished is kept: start it again with fewer than workers={count}"
-                    ) from None
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for worker in set(multiprocessing.active_children()) - others:
-                    worker.terminate()
-                    worker.join()
+    for _, error in _finished(waiting, Path(folder).name, _finish, workers, scheduler, progress):
+        if error is not None:
+            raise error
     return runs
 
 
-def _start_worker() -> None:
-    """One thread; and an end with the process that started the sweep, even a killed one: it may be started again."""
+def _opened(
+    jobs: Mapping[str, Mapping[str, Any]], folder: Path, preset: str, shared: Mapping[str, Any]
+) -> dict[str, Run]:
+    """Every run, opened, so that a bad one starts none."""
+    settings = {name: make_settings(preset, **{**shared, **job}) for name, job in jobs.items()}
+    return {name: new_run(folder / name, chosen) for name, chosen in settings.items()}
+
+
+def _finished(
+    runs: Mapping[str, Run], label: str, work: Any, workers: int | None, scheduler: str | None, progress: bool
+) -> Iterator[tuple[str, Exception | None]]:
+    """Does the work on each run, and yields its name, and its error if it has one, as they come in."""
+    if not runs:
+        return
+    import dask
+    from distributed import Client, KilledWorker, LocalCluster, as_completed
+    from distributed.scheduler import NoValidWorkerError
+
+    count = min(workers or joblib.cpu_count(), len(runs))
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}))
+        try:
+            if scheduler is None:
+                options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
+                cluster = LocalCluster(n_workers=count, **options, silence_logs=logging.CRITICAL)
+                scheduler = stack.enter_context(cluster)
+            client = stack.enter_context(Client(scheduler, timeout=5, set_as_default=False))
+        except OSError as error:
+            raise ConnectionError(f"scheduler={scheduler}: there is none that answers ({error})") from error
+        names = {client.submit(work, run, key=f"{label}/{name}"): name for name, run in runs.items()}
+        with tqdm(total=len(runs), desc=label, unit="run", disable=not progress) as bar:
+            for future in as_completed(names, loop=client.loop):
+                name, error = names[future], future.exception()
+                if future.cancelled() or isinstance(error, NoValidWorkerError):
+                    raise ConnectionError(
+                        f"scheduler={scheduler} went away; what is finished is kept: start it again to go on"
+                    )
+                if isinstance(error, KilledWorker):
+                    error = MemoryError(
+                        f"{name}: a worker of the sweep was killed at it {DEATHS} times, perhaps for lack of memory; "
+                        f"what is finished is kept: start it again with fewer than workers={count}"
+                    )
+                bar.set_postfix(last=name)
+                bar.update()
+                yield name, error
+
+
+def _finish(run: Run) -> None:
     torch.set_num_threads(1)
+    finish(run, progress=False)
 
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def _finish_with_report(run: Run) -> None:
+    """A cell of a grid: the run, and its report; where it fails, a notebook with the error."""
+    torch.set_num_threads(1)
+    try:
+        write_report(finish(run, progress=False), progress=False)
+    except Exception as error:
+        write_failed(run, error)
+        raise
+
+
+def read_grid(path: str | Path) -> dict[str, Any]:
+    """A grid of settings from a YAML file: ``preset``, ``settings`` of all, and ``grid``, the values of each other.
+
+    Raises:
+        SettingsError: where it is no such file, or a setting is unknown or not allowed.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise SettingsError(f"{path} cannot be read as YAML: {reason}") from None
+    form = "write it as preset: smoke, settings: {steps: 8}, grid: {prediction: [v, x], seed: [0, 1]}"
+    if not isinstance(found, dict) or not isinstance(found.get("grid"), dict) or not found["grid"]:
+        raise SettingsError(f"{path} holds no grid: {form}")
+    if unknown := found.keys() - {"preset", "settings", "grid"}:
+        raise SettingsError(f"{path} has an entry {min(unknown)!r}, which means nothing: {form}")
+    grid = {name: values if isinstance(values, list) else [values] for name, values in found["grid"].items()}
+    preset, shared = found.get("preset", "default"), found.get("settings") or {}
+    for cell in cells(grid).values():
+        make_settings(preset, **shared, **cell)
+    return {"preset": preset, "settings": shared, "grid": grid}
+
+
+def cells(grid: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
+    """Every combination of a grid's values, by a name for its folder."""
+    combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return {",".join(f"{name}={value}" for name, value in cell.items()).replace("/", "_"): cell for cell in combined}
+
+
+def sweep_grid(
+    grid: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: bool = True,
+) -> dict[str, Exception | None]:
+    """Every cell of a grid, from :func:`read_grid`, as a run with its report; its name -> its error, if it failed.
+
+    The others go on where one fails, whose notebook holds the error. Started again, it does what is missing. Then the
+    folder holds ``compare.html``: all of them on one page.
+    """
+    folder, found = Path(folder), dict.fromkeys(cells(grid["grid"]))
+    runs = _opened(cells(grid["grid"]), folder, grid["preset"], grid["settings"])
+    write_json(folder / "grid.json", dict(grid))
+    waiting = {name: run for name, run in runs.items() if not (run.finished and (run.folder / "report.html").is_file())}
+    found |= dict(_finished(waiting, folder.name, _finish_with_report, workers, scheduler, progress))
+    return found
 
 
 def mean_by_steps(runs: Iterable[Run], metric: str = "frechet_distance") -> dict[int, tuple[float, float]]:

@@ -63,6 +63,23 @@ def test_a_name_that_is_not_there_or_without_a_network_is_a_line(tmp_path):
     assert said.count("\n") == 1
 
 
+RUN = """
+import sys
+from pdlib.runs import execute
+few = {"steps": 2, "batch_size": 16, "stage_updates": 2, "images_per_seed": 65, "noise_seeds": 2, "curves": "distilled"}
+run = execute("smoke", sys.argv[1], progress=False, teacher="someone/digits", **few)
+print(run.settings.teacher, run.settings.prediction, run.parts, run.finished)
+"""
+
+
+def test_a_run_is_made_from_a_name_and_opened_again_when_the_hub_is_gone(tmp_path):
+    write(tmp_path / "digits", "v_prediction", rescale_betas_zero_snr=True)
+    expected = "someone/digits v ['teacher', 'student-1'] True\n"
+    with serving({"someone/digits": tmp_path / "digits"}) as address:
+        assert run(RUN, address, tmp_path / "cache", tmp_path / "run") == expected
+    assert run(RUN, "http://127.0.0.1:9", tmp_path / "nothing", tmp_path / "run") == expected
+
+
 def test_the_command_takes_a_name_and_says_in_a_line_that_there_is_no_network(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     monkeypatch.chdir(tmp_path)

@@ -1,11 +1,10 @@
 """Many runs side by side, whatever happens to the processes that compute them."""
 
+import contextlib
 import itertools
 import json
-import multiprocessing
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +13,8 @@ import psutil
 import pytest
 from tiny_run import TINIEST, contents, same_networks
 
+from pdlib.runs import cli
+from pdlib.runs.compare import compare
 from pdlib.runs.report import chains_table
 from pdlib.runs.run import execute
 from pdlib.runs.settings import SettingsError
@@ -78,20 +79,28 @@ def test_a_run_that_fails_is_named_and_the_finished_are_kept(tmp_path):
 
 
 def killed(folder, times):
-    """A sweep whose workers are killed, as often as ``times`` goes on, when one has begun; its runs, or its error."""
-    before = set(multiprocessing.active_children())
+    """A sweep whose workers are killed, as often as ``times`` goes on, when one is at work; its runs, or its error."""
     with ThreadPoolExecutor() as pool:
         result = pool.submit(sweep, {"a": {}, "b": {"seed": 1}}, folder, "smoke", workers=2, progress=False, **RING)
         for _ in times:
-            while not (workers := set(multiprocessing.active_children()) - before) and not result.done():
+            while not (workers := at_work(folder)) and not result.done():
                 time.sleep(0.01)
             if result.done():
                 break
             for worker in workers:
                 worker.kill()
-            while any(worker.is_alive() for worker in workers):
-                time.sleep(0.01)
+            psutil.wait_procs(workers)
         return result.result(timeout=120)
+
+
+def at_work(folder):
+    """The processes below this one that hold a run's lock."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder) in file.path and file.path.endswith(".lock") for file in process.open_files()):
+                found.append(process)
+    return found
 
 
 def test_a_worker_that_is_killed_is_replaced(swept, tmp_path):
@@ -101,10 +110,11 @@ def test_a_worker_that_is_killed_is_replaced(swept, tmp_path):
 
 
 def test_workers_that_are_killed_again_and_again_end_it_with_one_line(tmp_path):
-    with pytest.raises(MemoryError, match=r"was killed 3 times.*start it again with fewer than workers=2") as caught:
-        killed(tmp_path, itertools.count())  # a kill may meet half a pool, and then the other half: as many as it takes
+    with pytest.raises(MemoryError, match=r"was killed at it 3 times.*start it again with fewer than workers=2") as caught:
+        killed(tmp_path, itertools.count())
     assert "\n" not in str(caught.value)
-    assert not [thread for thread in threading.enumerate() if "Executor" in thread.name]
+    left = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert [command for command in left if "resource_tracker" not in command] == []
 
 
 SWEEP = """
@@ -129,3 +139,100 @@ def test_its_workers_end_with_it_and_it_can_be_started_again(tmp_path):
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
+
+
+def test_a_scheduler_that_is_not_there_is_a_line(tmp_path):
+    with pytest.raises(ConnectionError, match=r"scheduler=tcp://127.0.0.1:9: there is none that answers") as caught:
+        sweep(SEEDS, tmp_path, "smoke", scheduler="tcp://127.0.0.1:9", progress=False, **RING)
+    assert "\n" not in str(caught.value)
+
+
+# A grid, from a file, as the command runs it.
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, own_cache):
+    """A grid with two cells that fail, swept by the command; the folder, the file, and what it printed."""
+    folder = tmp_path_factory.mktemp("grid")
+    np.save(folder / "bad.npy", np.full((20, 2), np.nan))
+    few = {key: value for key, value in RING.items() if key != "data"} | {"noise_seeds": 2, "curves": ["distilled"]}
+    about = {"preset": "smoke", "settings": few, "grid": {"data": ["ring", str(folder / "bad.npy")], "seed": [0, 1]}}
+    (folder / "grid.yaml").write_text(json.dumps(about))  # which is YAML too
+    command = [sys.executable, "-m", "pdlib", "sweep", folder / "grid.yaml", "--folder", folder / "runs"]
+    return folder, command, subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_where_cells_fail_the_others_go_on_and_a_notebook_holds_the_error(grid):
+    folder, _, done = grid
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("pdlib: ")]
+    assert len(lines) == 2
+    assert all("has NaN or infinite values in 20 of 20 examples" in line for line in lines)
+    assert done.stdout.strip() == str(folder / "runs" / "compare.html")
+    failed = [path for path in (folder / "runs").iterdir() if "bad.npy" in path.name]
+    assert len(failed) == 2
+    for path in failed:
+        assert [file.name for file in path.iterdir() if file.name != ".lock"] == ["report.ipynb"]
+        assert "DataError" in (path / "report.ipynb").read_text()
+    assert (folder / "runs" / "data=ring,seed=1" / "report.html").is_file()
+
+
+def test_the_page_compares_what_is_finished_and_names_what_is_not(grid):
+    folder, *_ = grid
+    found = compare(folder / "runs")
+    assert found.varied == ["data"]
+    assert list(found.runs) == ["data=ring,seed=0", "data=ring,seed=1"]
+    assert "2 of 4 runs are finished" in found.describe()
+    assert found.describe().count("is missing: DataError: data=") == 2
+    (row,) = found.rows.items()
+    assert row[0] == "data = ring"
+    assert len(row[1]) == 2
+    page = (folder / "runs" / "compare.html").read_text()
+    assert "data%3Dring%2Cseed%3D1/report.html" in page
+    assert "<img" in page
+
+
+def test_started_again_it_does_only_what_is_missing(grid):
+    folder, command, _ = grid
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*ring*/*")}
+    np.save(folder / "bad.npy", np.random.default_rng(0).uniform(-1, 1, (200, 2)))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*ring*/*")} == before
+    found = compare(folder / "runs")
+    assert len(found.runs) == 4
+    assert found.missing == {}
+    ranked, paired = found.ranked().splitlines(), found.paired().splitlines()
+    assert len(ranked) == 4
+    assert paired[2].startswith("| data: ")
+    assert "instead of ring | 2 | × " in paired[2]
+    distances = [
+        [run.metrics["curves"]["distilled"]["1"]["frechet_distance"][0] for run in runs] for runs in found.rows.values()
+    ]
+    assert np.mean(distances[0]) < np.mean(distances[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {seed: [0", "cannot be read as YAML"),
+        ("preset: smoke", "holds no grid: write it as preset: smoke"),
+        ("grid: {}", "holds no grid"),
+        ("{grid: {seed: [0]}, sead: 1}", "has an entry 'sead', which means nothing"),
+        ("grid: {sead: [0]}", "sead=0: there is no setting 'sead'; did you mean 'seed'?"),
+        ("grid: {weighting: [snr, sn]}", "weighting='sn' is unknown"),
+        ("{preset: smok, grid: {seed: 1}}", "preset='smok' is unknown"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_a_line_and_starts_nothing(tmp_path, capsys, text, message):
+    (tmp_path / "grid.yaml").write_text(text)
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--folder", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_a_sweep_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no sweep: there is no grid.json in it; make"):
+        compare(tmp_path)
