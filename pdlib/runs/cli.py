@@ -1,4 +1,4 @@
-"""What the ``pdlib`` command does: run, sample, evaluate, diagnose, export, settings."""
+"""What the ``pdlib`` command does: run, sample, evaluate, diagnose, export, sweep, settings."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ examples:
   pdlib run --data my_images --set steps=32     own images; pdlib settings lists all that can be set
   pdlib sample runs/default --count 16          images of a run's last student, as samples.png
   pdlib run --set teacher=FOLDER                distil a model that diffusers wrote; pdlib diagnose FOLDER first
+  torchrun --nproc-per-node 4 -m pdlib run      the same run on four processes, one for each GPU
 """
 _FOLDER = "a run's folder, or a denoiser's (runs/default/student-1)"
 _TEACHER = "with --data, measure what this student has left to learn of it; twice for the chain's first teacher too"
@@ -43,7 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"pdlib {pdlib.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     run = commands.add_parser("run", help="train a teacher and its students, evaluate them, write the report")
-    run.add_argument("--preset", default="default", help="default, smoke (a minute's try) or study (a small network)")
+    run.add_argument(
+        "--preset",
+        default="default",
+        help="default, smoke (a minute's try), study (a small network) or mnist-cpu",
+    )
     run.add_argument("--data", help="a data set's name, a .npy or .npz file, or a folder of images")
     run.add_argument("--folder", type=_path, help="where the run lives (default: runs/ and the settings)")
     run.add_argument("--set", action="append", default=[], metavar="key=value", help="override any setting")
@@ -82,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PDLIB_DEBUG") or isinstance(error, BrokenPipeError):
             raise
-        print(f"pdlib: {_one_line(error, chosen)}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # of several processes, which all meet with the same wrong setting
+        if rank == "0" or not isinstance(error, pdlib.runs.settings.SettingsError):
+            print(f"pdlib: {f'process {rank}: ' * (rank != '0')}{_one_line(error, chosen)}", file=sys.stderr)
         return 2
 
 
@@ -117,7 +124,11 @@ def _run(chosen: argparse.Namespace) -> None:
     settings = pdlib.runs.make_settings(chosen.preset, **texts)
     overrides = {name: getattr(settings, name) for name in texts}
     _at_work[:] = [chosen.folder or pdlib.runs.default_folder(chosen.preset, **overrides)]
-    print(pdlib.runs.report.run(chosen.preset, _at_work[0], **overrides))
+    page = pdlib.runs.report.run(chosen.preset, _at_work[0], **overrides)
+    from pdlib.processes import processes  # torch is here by now
+
+    if processes().first:
+        print(page)
 
 
 def _sweep(chosen: argparse.Namespace) -> int:

@@ -200,8 +200,10 @@ def _kernel(home: str) -> type:
 
     argv = [sys.executable, "-P", "-m", "ipykernel_launcher", "--IPKernelApp.ignore_cwd=True", "--f={connection_file}"]
 
+    environment = {"IPYTHONDIR": home, "WORLD_SIZE": "1"}  # and is none of several processes that train
+
     class Kernel(AsyncKernelManager):
-        kernel_spec = KernelSpec(argv=argv, language="python", env={"IPYTHONDIR": home})
+        kernel_spec = KernelSpec(argv=argv, language="python", env=environment)
 
         async def start_kernel(self, **options: Any) -> None:  # what it says while it is torn down helps nobody
             await super().start_kernel(**options, stderr=None if os.environ.get("PDLIB_DEBUG") else subprocess.DEVNULL)

@@ -110,7 +110,9 @@ def test_a_worker_that_is_killed_is_replaced(swept, tmp_path):
 
 
 def test_workers_that_are_killed_again_and_again_end_it_with_one_line(tmp_path):
-    with pytest.raises(MemoryError, match=r"was killed at it 3 times.*start it again with fewer than workers=2") as caught:
+    with pytest.raises(
+        MemoryError, match=r"was killed at it 3 times.*start it again with fewer than workers=2"
+    ) as caught:
         killed(tmp_path, itertools.count())
     assert "\n" not in str(caught.value)
     left = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
