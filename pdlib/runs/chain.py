@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,18 +18,18 @@ from pdlib.files import digest, read_tensors, tensors_digest, write_tensors
 from pdlib.grids import Grid
 from pdlib.interop import is_foreign, open_denoiser
 from pdlib.networks import MLP, UNet
-from pdlib.objectives import Clean, Objective, of_examples
+from pdlib.objectives import Clean, Objective
 from pdlib.predictions import PREDICTIONS, output_channels
 from pdlib.processes import processes
 from pdlib.runs.settings import TEACHER, Settings, SettingsError
 from pdlib.schedules import DiscreteSchedule, Schedule
-from pdlib.training import Session, Trained, TrainingSettings, fit
+from pdlib.training import Session, Trained, fit
 from pdlib.weightings import Weighting
 
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
 
-__all__ = ["expected_seconds", "given_teacher", "network_digest", "new_denoiser", "train_chain"]
+__all__ = ["examples", "given_teacher", "network_digest", "new_denoiser", "stage_objective", "train_chain"]
 
 
 def new_denoiser(settings: Settings, data: Data) -> Denoiser:
@@ -117,7 +115,7 @@ def _schedule(s: Settings, given: Denoiser) -> Schedule:
     return schedule
 
 
-def _examples(run: Run, classes: int | None) -> torch.Tensor | TensorDataset:
+def examples(run: Run, classes: int | None) -> torch.Tensor | TensorDataset:
     """The data on the run's device, with labels for a class-conditional network."""
     x = run.data.x.to(run.settings.device)
     return x if classes is None else TensorDataset(x, run.data.labels.to(x.device))
@@ -126,34 +124,6 @@ def _examples(run: Run, classes: int | None) -> torch.Tensor | TensorDataset:
 def network_digest(denoiser: Denoiser) -> str:
     """What tells one network from another: how it is built, and its weights."""
     return digest([denoiser.network.config, denoiser.network.state_dict()])
-
-
-def expected_seconds(run: Run, given: Denoiser | None) -> dict[str, float]:
-    """How long the parts of a run will take here, from a second of trying: an update of each kind, a step."""
-    s, denoiser = run.settings, given or new_denoiser(run.settings, run.data)
-    x, teacher = _examples(run, denoiser.classes), run.guided("teacher", denoiser)
-    sampled = run.as_sampled("teacher", denoiser)
-
-    def update(objective: Callable[[DenoiserLike], Objective], training: TrainingSettings) -> float:
-        few, objective = replace(training, updates=3), of_examples(x, teacher, objective)
-        tried = [fit(copy.deepcopy(denoiser), objective, x, few, Session(progress=False)) for _ in range(2)]
-        return tried[-1].seconds / few.updates  # the first is slower than all that follow
-
-    clean, stage = update(lambda _: Objective(Clean(), None, s.loss_weighting), s.teacher_training), 0.0
-    if grids := s.grid.down_to(s.end_steps):
-        stage = update(partial(_stage_objective(s), grid=grids[0]), s.stage_training(grids[0]))
-    z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
-    with torch.no_grad():
-        for _ in range(2):
-            started = time.monotonic()
-            sampled(z, t).cpu()
-            step = (time.monotonic() - started) / len(z)
-    walks = sum(s.evaluated_steps) * len(s.curves) - s.steps * ("ddim" in s.curves and not s.convert_updates)
-    return {
-        "teacher": clean * (s.convert_updates + (s.teacher_updates if given is None else 0)),
-        "students": stage * sum(s.stage_training(grid).updates for grid in grids),
-        "evaluation": step * walks * s.noise_seeds * s.images_per_seed,
-    }
 
 
 def train_chain(
@@ -184,21 +154,21 @@ def _train(run: Run, part: str, models: dict[str, Denoiser], session: Session) -
     s = run.settings
     if part == "teacher":
         clean = Objective(Clean(), s.grid if s.discrete_teacher else None, s.loss_weighting)
-        return fit(new_denoiser(s, run.data), clean, _examples(run, None), s.teacher_training, session)
+        return fit(new_denoiser(s, run.data), clean, examples(run, None), s.teacher_training, session)
     *_, (name, teacher) = models.items()
     if s.compile:
         teacher.network.compile()
-    x, teacher = _examples(run, teacher.classes), run.guided(name, teacher)
+    x, teacher = examples(run, teacher.classes), run.guided(name, teacher)
     if part == "converted":
         parent = Confined(teacher, s.clip_x or run.data.largest)
         training = replace(s.teacher_training, updates=s.convert_updates)
         return convert(parent, s.student_prediction, x, training, s.loss_weighting, session)
-    options = {"objective": _stage_objective(s), "prediction": s.student_prediction, "session": session}
+    options = {"objective": stage_objective(s), "prediction": s.student_prediction, "session": session}
     (stage,) = progressive_distillation(teacher, x, teacher.grid.halved().N, s.stage_training, **options)
     return stage.trained
 
 
-def _stage_objective(s: Settings) -> Callable[[DenoiserLike, Grid], Objective]:
+def stage_objective(s: Settings) -> Callable[[DenoiserLike, Grid], Objective]:
     """(teacher, the student's grid) -> what that student learns. It holds what decides that, and nothing else."""
     return partial(_of_stage, method=s.method, clip_x=s.clip_x, weighting=s.loss_weighting)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import platform
 import re
 import statistics
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +21,14 @@ from pdlib.files import write_json
 from pdlib.grids import Grid
 from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
 from pdlib.processes import processes
+from pdlib.runs.cost import flops, matrix_rate, peak_memory_mb
 from pdlib.runs.settings import settings_to_json
 from pdlib.sampling import sample_batches
 
 if TYPE_CHECKING:
     from pdlib.runs.run import Run
 
-__all__ = ["evaluate", "machine", "peak_memory_mb"]
+__all__ = ["evaluate", "machine"]
 
 
 def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -> dict[str, Any]:
@@ -45,8 +46,11 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
       whether the real ones are held back, seen by no network, or those that they were trained on.
     - ``training``: for each network ``seconds``, ``updates``, and the mean loss of the last tenth of them.
     - ``seconds``: of each part of the run.
+    - ``flops``, ``matrix_flops_per_second``: floating-point operations of each part, and how many
+      a plain matrix product does here in a second.
     - ``peak_memory_mb``: the most memory the process held.
-    - ``settings``, ``run``, ``versions``, ``machine``: what was run, the digest of that, with what, and on what.
+    - ``settings``, ``run``, ``versions``, ``machine``, ``date``: what was run, the digest of that, with what, on what,
+      and when.
     """
     settings, data, path = run.settings, run.data, run.folder / "metrics.json"
     here = processes()
@@ -94,11 +98,14 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
             "students": sum(training[part]["seconds"] for part in run.parts[1:]),
             "evaluation": sum(entry.pop("seconds", 0.0) for curve in curves.values() for entry in curve.values()),
         },
-        "peak_memory_mb": peak_memory_mb(),
+        "flops": flops(run, None if run.settings.teacher is None else run.teacher),
+        "matrix_flops_per_second": matrix_rate(settings.device),
+        "peak_memory_mb": peak_memory_mb(settings.device),
         "settings": settings_to_json(settings),
         "versions": {"python": platform.python_version(), "pdlib": pdlib.__version__}
         | {package: version(package) for package in ("torch", "torchmetrics", "scikit-learn", "papermill")},
         "machine": machine(),
+        "date": datetime.date.today().isoformat(),
         "complete": True,
     }
     write_json(path, metrics)
@@ -133,15 +140,6 @@ def _add_ratio(entry: dict[str, Any], base: dict[str, Any]) -> None:
     pairs = zip(entry["frechet_distance_left_out"], base["frechet_distance_left_out"], strict=True)
     entry["ratio"] = entry["frechet_distance"][0] / base["frechet_distance"][0]
     entry["ratio_standard_error"] = jackknife_error([one / other for one, other in pairs])
-
-
-def peak_memory_mb() -> float | None:
-    """The most memory this process has held so far, in MB; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def machine() -> dict[str, Any]:

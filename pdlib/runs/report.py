@@ -20,9 +20,10 @@ from pdlib import plots
 from pdlib.files import write_bytes
 from pdlib.metrics import METRICS
 from pdlib.processes import alone, processes
-from pdlib.runs.chain import expected_seconds
+from pdlib.runs.cost import expected_cost
 from pdlib.runs.run import Run, check, default_folder, execute, finish, load_run, new_run, settings_of
 from pdlib.runs.settings import Settings, notebook_parameters, settings_to_json
+from pdlib.runs.verdict import headline, three_numbers, verdict
 
 __all__ = [
     "ReportError",
@@ -34,7 +35,9 @@ __all__ = [
     "describe_speed",
     "figures_table",
     "from_notebook",
+    "how_to_read",
     "run",
+    "top",
     "with_error",
     "write_comparison",
     "write_failed",
@@ -70,12 +73,14 @@ def _begin(chosen: Run, progress: bool) -> None:
     """Say how long a run will take, and rehearse it."""
     where = chosen.folder
     with alone():
-        parts = expected_seconds(chosen, check(chosen))
+        cost = expected_cost(chosen, check(chosen))
         if progress:
             clock = tqdm.format_interval
-            named = ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts.items())
+            named = ", ".join(f"{name} {clock(seconds)}" for name, seconds in cost.seconds.items())
+            memory = "" if cost.memory_mb is None else f", about {cost.memory_mb:,.0f} MB of memory"
             print(
-                f"this run takes about {clock(sum(parts.values()))} here: {named}",
+                f"this run takes about {clock(sum(cost.seconds.values()))} here: {named}",
+                f"{_scaled(sum(cost.flops.values()))}FLOP{memory}, {cost.disk_bytes / 1e6:,.0f} MB of disk",
                 f"trying it once, report included, on two updates; then see {where / 'report.html'} grow",
                 sep="\n",
                 file=sys.stderr,
@@ -211,6 +216,25 @@ def _kernel(home: str) -> type:
     return Kernel
 
 
+_STYLE = """
+body { max-width: 60rem; margin: 0 auto; padding: 0.5rem !important; }
+img { max-width: 100% !important; height: auto !important; border-radius: 4px; }
+.jp-RenderedImage img { width: 100%; }
+.jp-OutputArea-output, .jp-RenderedHTMLCommon { overflow-x: auto; }
+.jp-RenderedHTMLCommon pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.numbers { display: flex; flex-wrap: wrap; gap: 1.5rem; margin: 1rem 0; }
+.numbers div { flex: 1 1 11rem; border-top: 3px solid #0072B2; padding-top: 0.4rem; }
+.numbers b { display: block; font-size: 2.6rem; line-height: 1.2; font-weight: 600; }
+@media (prefers-color-scheme: dark) {
+  :root { --jp-layout-color0: #16181c; --jp-layout-color1: #16181c; --jp-layout-color2: #262a30;
+          --jp-content-font-color1: #e6e6e6; --jp-content-font-color0: #fff; --jp-ui-font-color1: #e6e6e6;
+          --jp-rendermime-table-row-background: #1e2126; --jp-border-color1: #555; --jp-content-link-color: #7cc4ff; }
+  body, main { background: #16181c; color: #e6e6e6; }
+  img { background: #fff; padding: 4px; box-sizing: border-box; }
+}
+"""
+
+
 def to_html(notebook: Any) -> str:
     """A notebook's text and outputs, without its code, as one page that makes no request to any host."""
     from nbconvert import HTMLExporter
@@ -219,7 +243,7 @@ def to_html(notebook: Any) -> str:
     for name in exporter.trait_names():
         if name.endswith("_url"):  # scripts from a host, for formulas, widgets and diagrams
             setattr(exporter, name, "")
-    return exporter.from_notebook_node(notebook)[0]
+    return exporter.from_notebook_node(notebook)[0].replace("</head>", f"<style>{_STYLE}</style></head>", 1)
 
 
 def claim(sentence: str, holds: bool, required: bool = True) -> None:
@@ -235,17 +259,37 @@ def describe_run(run: Run) -> str:
     changed = [f"{name} = {value}" for name, value in settings.items() if value != usual[name]]
     shown = ("data", "prediction", "weighting", "schedule", "steps", "end_steps", "teacher_updates", "stage_updates")
     machine, memory = metrics["machine"], metrics["peak_memory_mb"]
+    what = "images" if run.data.is_image else "points"
     seen = "those held back" if metrics.get("held_back") else "those trained on"
     rows = {
         "settings": ", ".join(f"{name} = {settings[name]}" for name in (*shown, "seed")),
         "settings that differ from the defaults": ", ".join(changed) or "none",
-        "images": f"{metrics['images']:,} generated for each figure, {metrics['real_images']:,} real: " + seen,
+        what: f"{metrics['images']:,} generated for each figure, {metrics['real_images']:,} real: " + seen,
         "time": ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items()),
+        "cost": _cost(metrics),
         "peak memory": "unknown" if memory is None else f"{memory:.0f} MB",
         "versions": ", ".join(f"{name} {value}" for name, value in metrics["versions"].items()),
         "machine": f"{machine['processor']}, {machine['threads']} threads, {machine['system']}",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())])
+
+
+def _cost(metrics: dict[str, Any]) -> str:
+    """What was computed, and how long a plain matrix product would have taken over it."""
+    if "flops" not in metrics:
+        return "not counted by this run's version"
+    rate, told = metrics["matrix_flops_per_second"], []
+    for part, count in metrics["flops"].items():
+        if count and metrics["seconds"][part]:
+            share = count / rate / metrics["seconds"][part]
+            told.append(f"{part} {_scaled(count)}FLOP at {share:.0%}")
+    return f"{', '.join(told)} of the pace of a plain matrix product here, {_scaled(rate)}FLOP a second"
+
+
+def _scaled(count: float) -> str:
+    """1.2e13 as "12 T"."""
+    power = min(max(int(math.log10(max(count, 1))) // 3, 0), 6)
+    return f"{count / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}"
 
 
 def describe_quality(metrics: dict[str, Any]) -> str:
@@ -265,6 +309,22 @@ def describe_quality(metrics: dict[str, Any]) -> str:
     return f"{sentence}; the teacher itself, asked to sample with {_steps(few)}, is at {teacher['ratio']:.1f} times."
 
 
+def top(run: Run) -> str:
+    """The top of the report, as HTML in Markdown: title, three numbers, verdict; see :mod:`pdlib.runs.verdict`."""
+    numbers = "".join(f"<div><b>{figure}</b><span>{what}</span></div>" for figure, what in three_numbers(run))
+    verdicts = "\n".join(f"- {sentence}" for sentence in verdict(run))
+    return f'{headline(run)}\n\n<div class="numbers">{numbers}</div>\n\n## Verdict\n\n{verdicts}'
+
+
+def how_to_read(run: Run) -> str:
+    """What the samples from the same noise show, in words."""
+    if run.data.is_image:
+        where = "Each column starts from one noise, the first row; the last row is of real images."
+    else:
+        where = "Every panel starts from the same noise, the first; the last is of real points."
+    return f"{where} A good student ends where its teacher ends: what changes is what distillation lost."
+
+
 def describe_same_noise(rows: dict[str, Tensor]) -> str:
     """How far each network's samples are from the first's, in words."""
     (first, reference), *others = rows.items()
@@ -272,20 +332,20 @@ def describe_same_noise(rows: dict[str, Tensor]) -> str:
     return f"Root mean square difference from the samples of {first}, on a scale of −1 to 1: {', '.join(parts)}."
 
 
-def describe_speed(metrics: dict[str, Any]) -> str:
-    """How many times more images per second the last student makes, in words."""
+def describe_speed(metrics: dict[str, Any], what: str = "images") -> str:
+    """How many times more images, or points, per second the last student makes, in words."""
     rates = {int(steps): 1 / entry["seconds_per_image"] for steps, entry in metrics["curves"]["distilled"].items()}
     few, most = min(rates), max(rates)
     return (
-        f"{_steps(few).capitalize()}: {rates[few]:,.0f} images per second; {most} steps: {rates[most]:,.0f}. "
+        f"{_steps(few).capitalize()}: {rates[few]:,.0f} {what} per second; {most} steps: {rates[most]:,.0f}. "
         f"That is **{rates[few] / rates[most]:.0f} times** as many."
     )
 
 
-def figures_table(metrics: dict[str, Any]) -> str:
+def figures_table(metrics: dict[str, Any], what: str = "images") -> str:
     """Every figure of ``metrics.json`` by curve and steps, as Markdown."""
     labels = {name: metric.label for name, metric in METRICS.items()}
-    lines = [f"| network | steps | {' | '.join(labels.values())} | ratio | ms per image |"]
+    lines = [f"| network | steps | {' | '.join(labels.values())} | ratio | ms per {what.removesuffix('s')} |"]
     lines.append("|---" + "|---:" * (len(labels) + 3) + "|")
     for curve, entries in metrics["curves"].items():
         for steps, entry in entries.items():

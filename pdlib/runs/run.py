@@ -36,6 +36,7 @@ from pdlib.interop import is_foreign
 from pdlib.metrics import METRICS
 from pdlib.processes import processes
 from pdlib.runs.chain import given_teacher, network_digest, new_denoiser, train_chain
+from pdlib.runs.cost import disk_bytes
 from pdlib.runs.evaluation import evaluate
 from pdlib.runs.settings import (
     OF_A_TEACHER,
@@ -350,9 +351,7 @@ def check(run: Run) -> Denoiser | None:
             f"data={run.settings.data!r} does not fit the network: {str(error).splitlines()[0]}; resize the images, or "
             "change multipliers, width or heads"
         ) from error
-    # Per parameter 4 bytes for each finished network, and 4 × 4 for each of two checkpoints.
-    parameters = sum(value.numel() for value in denoiser.parameters())
-    needed = parameters * 4 * (len(run.settings.evaluated_steps) + 8) + 20_000_000
+    needed = disk_bytes(run, denoiser)
     parent = next(path for path in [run.folder, *run.folder.absolute().parents] if path.exists())
     if (free := shutil.disk_usage(parent).free) < needed:
         raise OSError(

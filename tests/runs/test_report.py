@@ -10,7 +10,7 @@ from tiny_run import TINIEST, contents, copied
 
 from pdlib.objectives import Clean
 from pdlib.runs import report
-from pdlib.runs.chain import expected_seconds
+from pdlib.runs.cost import expected_cost
 from pdlib.runs.report import ReportError, claim, from_notebook, write_report
 from pdlib.runs.run import execute, load_run, new_run
 from pdlib.runs.settings import SettingsError, make_settings
@@ -139,9 +139,9 @@ def test_how_long_it_takes_is_what_an_update_takes_as_often_as_there_are_updates
         seconds = 3 if isinstance(objective.target, Clean) else 6
         return Trained(denoiser, denoiser, torch.zeros(3), torch.zeros(3), seconds)
 
-    monkeypatch.setattr("pdlib.runs.chain.fit", fit)
+    monkeypatch.setattr("pdlib.runs.cost.fit", fit)
     settings = make_settings(**RING | {"steps": 4, "teacher_updates": 50, "stage_updates": "10,1:30"})
-    expected = expected_seconds(new_run(tmp_path, settings), None)
+    expected = expected_cost(new_run(tmp_path, settings), None).seconds
     assert (expected["teacher"], expected["students"]) == (50, 2 * (10 + 30))
     assert 0 < expected["evaluation"] < 60
 
@@ -154,7 +154,7 @@ def failing_template(folder, monkeypatch):
     notebook = nbformat.read(report.template(), as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("raise RuntimeError('no ink')"))
     nbformat.write(notebook, folder / "template.ipynb")
-    monkeypatch.setattr(report, "template", lambda: folder / "template.ipynb")
+    monkeypatch.setattr(report, "template", lambda *_: folder / "template.ipynb")
 
 
 def test_a_report_that_cannot_be_written_is_found_before_the_training(tmp_path, monkeypatch):
