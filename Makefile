@@ -44,7 +44,7 @@ notebooks: .venv/installed-all
 	cp runs/default/report.png notebooks/report.png
 
 bench: .venv/installed-all
-	$(BIN)/python benchmarks/update_cost.py
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/interop_cost.py
 	$(BIN)/python benchmarks/explorer_latency.py
 

@@ -11,7 +11,7 @@ refused. Both pages are measured in turn, in one headless browser; before them, 
 
     python benchmarks/explorer_latency.py
 
-prints the figures and writes them to benchmarks/explorer_latency.json.
+prints the figures and writes them to benchmarks/results/explorer_latency.json.
 """
 
 from __future__ import annotations
@@ -181,7 +181,9 @@ def main() -> None:
                 f"{len(times)} movements; frames without a picture: {found['empty']}; of 100 movements in a fast drag "
                 f"{found['drag_drawn']} drawn, the last of them {found['drag_lag']:.0f} ms after its end"
             )
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    (Path(__file__).with_name("results") / f"{Path(__file__).stem}.json").write_text(
+        json.dumps(result, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ into x̂. The two are timed in turn, in one process, so that their ratio holds o
 
     python benchmarks/interop_cost.py
 
-prints the figures and writes them to benchmarks/interop_cost.json.
+prints the figures and writes them to benchmarks/results/interop_cost.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def main() -> None:
     for name, (pixels, channels) in SIZES.items():
         found[name] = measured(pixels, channels)
         print(name, found[name])
-    Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    (Path(__file__).with_name("results") / f"{Path(__file__).stem}.json").write_text(
+        json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    )
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 A picture is drawn here, as text, and the browser only puts it in its place. So what a test reads, what is saved and
 what is on the screen are one thing, and every formula stays in Python. The other way that was tried, one matplotlib
-figure sent as a PNG, takes about twice as long: benchmarks/explorer_latency.json.
+figure sent as a PNG, takes about twice as long: benchmarks/results/explorer_latency.json.
 """
 
 from __future__ import annotations
