@@ -34,13 +34,13 @@ UNSTABLE := metadata.papermill metadata.language_info.version cell.metadata.pape
 # are there, and no progress bar is stored.
 notebooks: .venv/installed-all
 	$(BIN)/pdlib run
-	for notebook in notebooks/report.ipynb notebooks/explorer.ipynb $(CHAIN); do \
+	for notebook in notebooks/report.ipynb notebooks/compare.ipynb notebooks/explorer.ipynb $(CHAIN); do \
 		start=$$(date +%s); \
 		$(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1; \
-		case $$notebook in notebooks/0[5-8]*|notebooks/side_roads/0[5-8]*) $(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1;; esac; \
+		case $$notebook in notebooks/compare.ipynb|notebooks/0[5-8]*|notebooks/side_roads/0[5-8]*) $(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1;; esac; \
 		echo "$$notebook: $$(($$(date +%s) - start)) s"; \
 	done
-	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(UNSTABLE)" notebooks/report.ipynb notebooks/explorer.ipynb $(CHAIN)
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(UNSTABLE)" notebooks/report.ipynb notebooks/compare.ipynb notebooks/explorer.ipynb $(CHAIN)
 	cp runs/default/report.png notebooks/report.png
 
 bench: .venv/installed-all

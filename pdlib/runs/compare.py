@@ -12,10 +12,16 @@ import torch
 
 from pdlib.files import read_json
 from pdlib.runs.report import chains_table, with_error
-from pdlib.runs.run import Run, load_run
-from pdlib.runs.sweep import cells, mean_by_steps
+from pdlib.runs.run import Run, load_run, runs_folder
+from pdlib.runs.sweep import cells, mean_by_steps, sweep_grid
 
-__all__ = ["Compared", "compare"]
+__all__ = ["Compared", "compare", "example"]
+
+EXAMPLE = {
+    "preset": "smoke",
+    "settings": {"data": "moons", "curves": ["distilled"], "teacher_updates": 600},
+    "grid": {"prediction": ["v", "x"], "weighting": ["truncated_snr", "snr_plus_one"], "seed": [0, 1]},
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,13 @@ def compare(folder: str | Path) -> Compared:
     if not runs:
         raise FileNotFoundError(f"{folder} holds no finished run of its sweep yet: start the same sweep again")
     return Compared(grid, runs, missing)
+
+
+def example() -> Path:
+    """The folder of a small sweep to look at, made where it is not there: a minute."""
+    folder = runs_folder() / "compare"
+    sweep_grid(EXAMPLE, folder)
+    return folder
 
 
 def _said(notebook: Path) -> str:

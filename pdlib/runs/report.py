@@ -313,7 +313,7 @@ def top(run: Run) -> str:
     """The top of the report, as HTML in Markdown: title, three numbers, verdict; see :mod:`pdlib.runs.verdict`."""
     numbers = "".join(f"<div><b>{figure}</b><span>{what}</span></div>" for figure, what in three_numbers(run))
     verdicts = "\n".join(f"- {sentence}" for sentence in verdict(run))
-    return f'{headline(run)}\n\n<div class="numbers">{numbers}</div>\n\n## Verdict\n\n{verdicts}'
+    return f'{headline(run)}\n\n<div class="numbers">{numbers}</div>\n\n### Verdict\n\n{verdicts}'
 
 
 def how_to_read(run: Run) -> str:

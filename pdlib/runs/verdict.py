@@ -27,7 +27,7 @@ def headline(run: Run) -> str:
     about = [f"{len(run.data.x):,} {kind}", f"distances to {metrics['real_images']:,}, {measured}"]
     date = metrics.get("date")
     return "\n".join(
-        [f"# {shown}: {steps}", "", " · ".join([*([date] if date else []), *about]), "", f"    {command(run)}"]
+        [f"## {shown}: {steps}", "", " · ".join([*([date] if date else []), *about]), "", f"    {command(run)}"]
     )
 
 

@@ -100,7 +100,7 @@ def test_the_command_makes_the_same_run_again(ring):
 
 def test_the_title_says_what_of_what_and_when(ring):
     lines = headline(ring).splitlines()
-    assert lines[0] == "# ring: from 4 steps to 1"
+    assert lines[0] == "## ring: from 4 steps to 1"
     assert ring.metrics["date"] in lines[2]
     assert "8,192 points · distances to 8,192, which the networks were trained on" in lines[2]
     assert lines[-1].startswith("    pdlib run --preset smoke --data ring")
