@@ -205,7 +205,10 @@ def test_the_executed_report_passes_strict_nbval(executed):
     ("parameters", "message"),
     [
         ({"predicton": "x"}, "predicton='x': there is no setting 'predicton'; did you mean 'prediction'?"),
-        ({"preset": "fast"}, "preset='fast' is unknown; it must be one of default, smoke, study"),
+        (
+            {"preset": "fast"},
+            "preset='fast' is unknown; it must be one of default, smoke, study, mnist-cpu, cifar10-gpu",
+        ),
         ({"steps": 48}, "steps=48"),
     ],
 )

@@ -108,7 +108,8 @@ def test_a_wheel_holds_the_files_that_are_not_python(tmp_path):
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        assert archive.read("pdlib/runs/report.ipynb") == (ROOT / "notebooks" / "report.ipynb").read_bytes()
+        for name in ("report.ipynb", "compare.ipynb"):
+            assert archive.read(f"pdlib/runs/{name}") == (ROOT / "notebooks" / name).read_bytes()
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "pdlib").rglob("*.*") if path.suffix != ".pyc"}
     assert {Path(name).suffix for name in package} >= {".py", ".js", ".css", ".typed"}
     assert package <= names

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument(
         "--preset",
         default="default",
-        help="default, smoke (a minute's try), study (a small network) or mnist-cpu",
+        help="default, smoke (a minute's try), study (a small network), mnist-cpu, cifar10-gpu",
     )
     run.add_argument("--data", help="a data set's name, a .npy or .npz file, or a folder of images")
     run.add_argument("--folder", type=_path, help="where the run lives (default: runs/ and the settings)")

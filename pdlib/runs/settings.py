@@ -331,13 +331,18 @@ _ROUGH = f"noise_seeds=2 images_per_seed=128 curves={','.join(CURVES)}"
 _SMALL = "width=16 mlp_width=64 stage_learning_rate=0.0005 stage_batch_size=0"
 _MNIST = "data=mnist width=24 multipliers=1,2,2 teacher_updates=10000 batch_size=64 noise_seeds=5 images_per_seed=600"
 _MNIST += " stage_updates=1300,16:1900,8:3500,4:5000,2:6400,1:8300"
+_CIFAR = "data=cifar10 flip=true width=64 multipliers=1,2,2,2 blocks=2 attention=1 batch_size=128 stage_batch_size=128"
+_CIFAR += " teacher_updates=20000 learning_rate=3e-4 stage_updates=3000,8:4000,4:5000,2:6000,1:8000"
+_CIFAR += " stage_learning_rate=0.0001 noise_seeds=5 images_per_seed=1000"
 PRESETS: dict[str, dict[str, str]] = {
     "default": {},
     "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} {_ROUGH}".split())),
     "study": dict(map(parse_setting, f"{_STUDY} {_SMALL}".split())),
     "mnist-cpu": dict(map(parse_setting, _MNIST.split())),
+    "cifar10-gpu": dict(map(parse_setting, _CIFAR.split())),
 }
-"""Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs."""
+"""Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs;
+cifar10-gpu: to be given device=cuda and precision=bf16 too, where there is a GPU."""
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:

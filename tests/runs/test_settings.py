@@ -50,7 +50,10 @@ def test_a_preset_changes_what_it_names_and_an_override_changes_that():
 
 
 def test_an_unknown_preset_is_refused():
-    assert refusal(preset="fast") == "preset='fast' is unknown; it must be one of default, smoke, study"
+    assert (
+        refusal(preset="fast")
+        == "preset='fast' is unknown; it must be one of default, smoke, study, mnist-cpu, cifar10-gpu"
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
