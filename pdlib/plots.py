@@ -40,6 +40,7 @@ __all__ = [
     "plot_same_noise",
     "plot_speed",
     "save_image_grid",
+    "tips",
     "use_style",
 ]
 
@@ -272,6 +273,27 @@ def plot_speed(metrics: dict[str, Any]) -> Figure:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=11)
     return figure
+
+
+def tips(figure: Figure) -> list[tuple[float, float, str]]:
+    """Where the points of a figure's lines are, in per cent from the left and from the top, and what each is.
+
+    Of the picture as a notebook shows it: cut to what is drawn on it.
+    """
+    found = []
+    figure.draw_without_rendering()
+    drawn = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])  # in inches
+    for axes in figure.axes:
+        labels = {container.lines[0]: container.get_label() for container in axes.containers}
+        for line in axes.lines:
+            if line.get_marker() in ("None", "|", "_"):
+                continue
+            label = labels.get(line, line.get_label())
+            for x, y in zip(*line.get_data(), strict=True):
+                left, bottom = axes.transData.transform((x, y)) / figure.dpi
+                place = ((left - drawn.x0) / drawn.width, (drawn.y1 - bottom) / drawn.height)
+                found.append((*(round(100 * part, 2) for part in place), f"{label} at {x:g}: {y:.3g}"))
+    return found
 
 
 def canvas(width: float, height: float) -> Figure:

@@ -1,3 +1,5 @@
+import io
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -158,3 +160,19 @@ def test_a_picture_follows_its_knobs():
     assert first.startswith(b"\x89PNG")
     assert bytes(picture.value) != first
     assert not plt.get_fignums()
+
+
+def test_tips_lie_where_the_points_are_drawn():
+    """In the picture as a notebook cuts it: at each tip's place a pixel has its line's colour."""
+    chains = {"distilled": {1: (2.0, 0.1), 4: (1.0, 0.1)}, "ddim": {1: (9.0, 0.1), 4: (1.5, 0.1)}}
+    figure = plots.plot_chains(chains)
+    found = plots.tips(figure)
+    assert [told for *_, told in found] == ["distilled at 1: 2", "distilled at 4: 1", "ddim at 1: 9", "ddim at 4: 1.5"]
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight")
+    picture = matplotlib.image.imread(file, format="png")
+    height, width = picture.shape[:2]
+    for left, top, told in found:
+        colour = matplotlib.colors.to_rgb(plots.COLORS[told.split()[0]])
+        pixel = picture[round(height * top / 100), round(width * left / 100), :3]
+        assert np.allclose(pixel, colour, atol=0.02), told

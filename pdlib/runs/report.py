@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import copy
+import html
 import math
 import os
 import subprocess
@@ -13,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -37,6 +40,7 @@ __all__ = [
     "from_notebook",
     "how_to_read",
     "run",
+    "show",
     "top",
     "with_error",
     "write_comparison",
@@ -222,6 +226,12 @@ img { max-width: 100% !important; height: auto !important; border-radius: 4px; }
 .jp-RenderedImage img { width: 100%; }
 .jp-OutputArea-output, .jp-RenderedHTMLCommon { overflow-x: auto; }
 .jp-RenderedHTMLCommon pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.tips { position: relative; }
+.tips img { display: block; width: 100%; }
+.tips i { position: absolute; width: 24px; height: 24px; margin: -12px; border-radius: 50%; }
+.tips i:hover::after, .tips i:focus::after { content: attr(data-tip); position: absolute; left: 50%; bottom: 100%;
+  transform: translateX(-50%); background: #222; color: #fff; padding: 2px 8px; border-radius: 4px; z-index: 1;
+  font: 13px sans-serif; white-space: nowrap; }
 .numbers { display: flex; flex-wrap: wrap; gap: 1.5rem; margin: 1rem 0; }
 .numbers div { flex: 1 1 11rem; border-top: 3px solid #0072B2; padding-top: 0.4rem; }
 .numbers b { display: block; font-size: 2.6rem; line-height: 1.2; font-weight: 600; }
@@ -235,9 +245,28 @@ img { max-width: 100% !important; height: auto !important; border-radius: 4px; }
 """
 
 
+def show(figure: Figure) -> None:
+    """Display a figure in a notebook; on the page that :func:`to_html` makes of it, its points say what they are."""
+    from IPython.display import display
+
+    display(figure, metadata={"tips": plots.tips(figure)})
+
+
 def to_html(notebook: Any) -> str:
     """A notebook's text and outputs, without its code, as one page that makes no request to any host."""
     from nbconvert import HTMLExporter
+
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if points := output.get("metadata", {}).pop("tips", None):
+                image = '<img alt="a figure: its values stand in the last table" src="data:image/png;base64,{}">'
+                spots = "".join(
+                    f'<i style="left:{left}%;top:{top}%" tabindex="0" data-tip="{html.escape(told)}"></i>'
+                    for left, top, told in points
+                )
+                picture = "".join(output.data.pop("image/png").split())
+                output.data["text/html"] = f'<div class="tips">{image.format(picture)}{spots}</div>'
 
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     for name in exporter.trait_names():

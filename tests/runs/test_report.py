@@ -57,6 +57,8 @@ def test_the_page_shows_every_figure(smoke):
         assert text in page
     assert str(smoke.folder.home()) not in page.replace(str(smoke.folder), "")
     assert "Under way" not in page  # as it says while the run trains
+    for steps, entry in smoke.metrics["curves"]["distilled"].items():
+        assert f'data-tip="distilled at {steps}: {entry["frechet_distance"][0]:.3g}"' in page  # when pointed at
 
 
 def test_it_is_an_executed_notebook_without_errors(smoke):

@@ -230,7 +230,7 @@ def test_a_config_that_holds_no_settings_is_refused(config):
 
 BAD = {
     "stage_update=5": "stage_update='5': there is no setting 'stage_update'; did you mean 'stage_updates'?",
-    "zzz=5": "there is no setting 'zzz'; there are data, prediction",
+    "zzz=5": "there is no setting 'zzz'; there are data, split, test",
     "teacher_updates=many": "teacher_updates='many': must be a whole number from 1 to 100,000,000",
     "teacher_updates=1.5": "must be a whole number",
     "teacher_updates=0": "must be a whole number from 1",
@@ -251,6 +251,9 @@ BAD = {
     "weighting=sn": "weighting='sn' is unknown; did you mean 'snr'?",
     "schedule=cosin": "schedule='cosin' is unknown; did you mean 'cosine'?",
     "method=pd": "method='pd' is unknown; it must be one of progressive_distillation",
+    "channels=blue": "channels='blue': must be one of grey, rgb, or none",
+    "size=2": "size='2': must be a whole number from 4 to 1,024, or none",
+    "precision=bf16": "precision='bf16': it is slower than float32 on a CPU: give device=cuda with it",
     "anneal=step": "anneal='step': must be one of linear, cosine, constant",
     "ema=1": "ema='1': must be a number from 0 to below 1",
     "sampler_variance=2": "must be a number from 0 to 1",
