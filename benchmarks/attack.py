@@ -2,14 +2,16 @@
 
 - A run is killed at random moments, and started again each time, until it is finished: it must come to the same bits
   as one that was left alone. A signal that can be answered must be answered with one line.
+- A run of two processes, and a sweep, of which any process is killed, the one that started the others too: none may
+  be left hanging, and what is started again must come to the same, the two processes to float tolerance.
 - A file of a finished run is truncated, changed, emptied, deleted, or swapped with another network's or run's. Every
   command must then print what it prints of a whole run, or one line that names the file or its folder; and once what
   is named is deleted, the same run must be whole again, to the same bits.
 - A command is given what it cannot do: it must say so in one line, and write nothing.
 
-    python benchmarks/attack.py [--kills 100] [--corruptions 100] [--invocations 400] [--seed 0]
+    python benchmarks/attack.py [--kills 100] [--pairs 100] [--sweeps 100] [--corruptions 100] [--invocations 400]
 
-prints a table, and every case that went wrong; half an hour on two cores.
+prints a table, and every case that went wrong; an hour and a half on two cores. ``--kills 0`` leaves an attack out.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -128,7 +132,9 @@ def attack_by_kills(count: int, reference: Path, place: Path, chance: random.Ran
             after = whole * chance.random() * 0.9
             outcome = command(run_arguments(folder), place, kill=(after, how))
             lines = [line for line in outcome.err.splitlines() if line and "%|" not in line]
-            lines = [line for line in lines if not line.startswith("trying the whole run")]
+            lines = [
+                line for line in lines if not line.startswith(("this run takes", "trying it once")) | ("FLOP" in line)
+            ]
             is_answered = outcome.code in (0, -how) if how == signal.SIGKILL else outcome.code in (0, 130)
             is_right = is_answered and len(lines) <= 1
             verdicts["right" if is_right else "wrong"] += 1
@@ -140,6 +146,78 @@ def attack_by_kills(count: int, reference: Path, place: Path, chance: random.Ran
         if not is_result(folder, wanted):
             verdicts["other bits"] += 1
             report("run after kills", folder, outcome)
+        verdicts["runs finished"] += 1
+        shutil.rmtree(folder, ignore_errors=True)
+    return verdicts
+
+
+def attack_on_pairs(count: int, reference: Path, place: Path, chance: random.Random) -> Counter:
+    """Kill one process of a run of two, or what started them."""
+    from safetensors.torch import load_file
+
+    def is_whole(folder: Path) -> bool:
+        for path in reference.glob("*/model.safetensors"):
+            one, other = load_file(path), load_file(folder / path.relative_to(reference))
+            if max((one[name] - other[name]).abs().max() for name in one) > 1e-3:
+                return False
+        return (folder / "report.html").is_file()
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pdlib"]
+    return attack_on_several(lambda folder: [*launch, *run_arguments(folder)], is_whole, count, place, chance)
+
+
+def attack_on_sweeps(count: int, reference: Path, place: Path, chance: random.Random) -> Counter:
+    """Kill a worker of a sweep of two cells, or what started them."""
+    wanted, settings = result(reference), dict(setting.split("=") for setting in SETTINGS.split())
+    grid = {"preset": "smoke", "settings": settings, "grid": {"seed": [0, 1]}}
+    (place / "grid.yaml").write_text(json.dumps(grid))
+    start = [sys.executable, "-m", "pdlib", "sweep", str(place / "grid.yaml"), "--folder"]
+
+    def is_whole(folder: Path) -> bool:
+        return is_result(folder / "seed=0", wanted) and (folder / "seed=1" / "report.html").is_file()
+
+    return attack_on_several(lambda folder: [*start, str(folder)], is_whole, count, place, chance)
+
+
+def attack_on_several(
+    start: Callable[[Path], list[str]],
+    is_whole: Callable[[Path], bool],
+    count: int,
+    place: Path,
+    chance: random.Random,
+) -> Counter:
+    """Kill any process of several, five times to a run, and let the run finish."""
+    import psutil
+
+    def started(folder: Path) -> psutil.Popen:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return psutil.Popen(start(folder), cwd=place, **quiet)
+
+    verdicts, began = Counter(), time.monotonic()
+    started(place / "timed").wait()
+    whole, number, done = time.monotonic() - began, 0, 0
+    bar = tqdm(total=count, desc=place.name, unit="kill")
+    while done < count:
+        folder, number = place / f"killed-{number}", number + 1
+        while done < count and chance.random() < 0.85:
+            process = started(folder)
+            time.sleep(whole * chance.random() * 0.9)
+            all_of_them = [process, *process.children(recursive=True)] if process.is_running() else []
+            victims = [one for one in all_of_them if one.is_running() and "tracker" not in " ".join(one.cmdline())]
+            if victims:
+                chance.choice(victims).kill()
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(timeout=300)  # a worker is replaced, and the others go on
+            left = psutil.wait_procs(all_of_them, timeout=30)[1]
+            for one in left:
+                one.kill()
+            verdicts["left hanging" if left else "right"] += 1
+            done += 1
+            bar.update()
+        code = started(folder).wait()
+        if code != 0 or not is_whole(folder):
+            verdicts["other bits"] += 1
+            tqdm.write(f"WRONG {place.name}: {folder.name} ends with exit {code}, and not with what it must be")
         verdicts["runs finished"] += 1
         shutil.rmtree(folder, ignore_errors=True)
     return verdicts
@@ -377,8 +455,9 @@ def report(what: str, case: object, outcome: Outcome) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    attacks = {"kills": attack_by_kills, "corruptions": attack_by_damage, "invocations": attack_by_bad_input}
-    for name, count in zip(attacks, (100, 100, 400), strict=True):
+    attacks = {"kills": attack_by_kills, "pairs": attack_on_pairs, "sweeps": attack_on_sweeps}
+    attacks |= {"corruptions": attack_by_damage, "invocations": attack_by_bad_input}
+    for name, count in zip(attacks, (100, 100, 100, 100, 400), strict=True):
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -398,7 +477,7 @@ def main() -> int:
     for name, verdicts in table.items():
         shown = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
         print(f"{name:<14}{vars(chosen)[name]:>6}   {shown}")
-    bad = ("wrong", "other bits", "not mended")
+    bad = ("wrong", "other bits", "not mended", "left hanging")
     return 1 if any(verdicts[kind] for verdicts in table.values() for kind in bad) else 0
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -109,6 +111,7 @@ def _joined() -> Processes:
         )
     if count == 1:
         return _ALONE
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     rank = int(os.environ["RANK"])
     if torch.cuda.is_available() and not on_cpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
@@ -118,6 +121,13 @@ def _joined() -> Processes:
     except Exception as error:
         raise ProcessError(f"process {rank} of {count} cannot be joined to the others: {error}") from error
     return Processes(rank, count)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when that which started it is gone, and can no longer end it where another fails."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 @contextlib.contextmanager

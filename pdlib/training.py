@@ -75,6 +75,8 @@ class Session:
 
     label: str = "training"
     """What the progress bar, the errors and the checkpoint call the training."""
+    which: str = ""
+    """Which of several it is, for the progress bar: ``"2 of 3"``."""
     folder: Path | None = None
     """Where to keep a checkpoint, ``label.checkpoint``, and to go on from it; ``None`` to keep nothing."""
     checkpoint_seconds: float = 20.0
@@ -150,7 +152,12 @@ def fit(
         first, seconds = state.load(checkpoint, fingerprint)
     started = saved = time.monotonic()
     shown = session.progress and here.first
-    look = {"desc": session.label, "unit": "update", "mininterval": 0.5, "disable": not shown}
+    look = {
+        "desc": f"{session.label}{session.which and f' ({session.which})'}",
+        "unit": "update",
+        "mininterval": 0.5,
+        "disable": not shown,
+    }
     bar = tqdm(total=settings.updates, initial=first, **look)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for update in range(first, settings.updates):

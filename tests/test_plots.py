@@ -170,7 +170,7 @@ def test_tips_lie_where_the_points_are_drawn():
     assert [told for *_, told in found] == ["distilled at 1: 2", "distilled at 4: 1", "ddim at 1: 9", "ddim at 4: 1.5"]
     file = io.BytesIO()
     figure.savefig(file, format="png", bbox_inches="tight")
-    picture = matplotlib.image.imread(file, format="png")
+    picture = matplotlib.image.imread(io.BytesIO(file.getvalue()), format="png")
     height, width = picture.shape[:2]
     for left, top, told in found:
         colour = matplotlib.colors.to_rgb(plots.COLORS[told.split()[0]])

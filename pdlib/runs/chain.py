@@ -140,7 +140,8 @@ def train_chain(
             source = Path(run.settings.teacher) / "training.safetensors"
             models[part] = _keep(run, part, given, *(read_tensors(source) if source.is_file() else ()))
         else:
-            trained = _train(run, part, models, replace(session, label=part))
+            which = f"{run.parts.index(part) + 1} of {len(run.parts)}"
+            trained = _train(run, part, models, replace(session, label=part, which=which))
             tensors = {"losses": trained.losses, "gradient_norms": trained.gradient_norms}
             about = {"seconds": trained.seconds, "updates": len(trained.losses)}
             models[part] = _keep(run, part, trained.ema, tensors, about)
