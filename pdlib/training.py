@@ -152,7 +152,8 @@ def fit(
         first, seconds = state.load(checkpoint, fingerprint)
     started = saved = time.monotonic()
     shown = session.progress and here.first
-    look = {
+    named = f"{session.label} ({session.which})" if session.which else session.label
+    look = {"desc": named, "unit": "update", "mininterval": 0.5, "disable": not shown}
         "desc": f"{session.label}{session.which and f' ({session.which})'}",
         "unit": "update",
         "mininterval": 0.5,
