@@ -154,11 +154,6 @@ def fit(
     shown = session.progress and here.first
     named = f"{session.label} ({session.which})" if session.which else session.label
     look = {"desc": named, "unit": "update", "mininterval": 0.5, "disable": not shown}
-        "desc": f"{session.label}{session.which and f' ({session.which})'}",
-        "unit": "update",
-        "mininterval": 0.5,
-        "disable": not shown,
-    }
     bar = tqdm(total=settings.updates, initial=first, **look)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for update in range(first, settings.updates):
