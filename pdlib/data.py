@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -104,6 +105,10 @@ def load_data(
         raise DataError(f"{unknown('data', name, DATASETS)}, {others}")
     share = _share(test)
     another = None if share is not None or test in (None, "none") else "test?" if test == "auto" else str(test)
+    if another == split:
+        raise DataError(f"data={name!r}: split and test are both {split!r}: hold back another part")
+    if another == "test?" and "test" in re.split(r"\W+", split):
+        another = None  # it is trained on
     how, held = Reading(**reading), []
     try:
         if callable(source):
@@ -252,8 +257,10 @@ def _of_bytes(images: Images) -> Tensor | Images:
     return images[:] if math.prod(images.shape) <= IN_MEMORY else images
 
 
-def _classes(labels: np.ndarray, count: int) -> Tensor:
-    """The class of each example as a number: names in alphabetical order, numbers as they are."""
+def _classes(labels: np.ndarray, count: int) -> Tensor | None:
+    """The class of each example as a number: names in alphabetical order, numbers as they are; none, if all are."""
+    if all(label is None for label in labels.flat):
+        return None
     if labels.size != count:
         raise DataError(f"has {count} examples but {labels.size} labels")
     if labels.dtype.kind in "US":

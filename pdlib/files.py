@@ -168,9 +168,10 @@ def tensors_digest(tensors: dict[str, Tensor], metadata: dict[str, Any] | None =
     """SHA-256 over names, types, shapes and bytes of tensors, and over their metadata."""
     found = hashlib.sha256(json.dumps(metadata or {}).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
+        tensor = tensors[name]
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        for part in [tensor] if isinstance(tensor, Tensor) else tensor.split(1024):  # what is not in memory as a whole
+            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
 
@@ -195,6 +196,8 @@ def _described(content: Any, above: tuple[int, ...] = ()) -> Any:
         content = torch.as_tensor(content)
     if isinstance(content, Tensor):
         return ["tensor", tensors_digest({"": content})]
+    if hasattr(content, "tensor_digest"):  # of images that stand for a tensor
+        return ["tensor", content.tensor_digest]
     if id(content) in above:
         return ["around it", above.index(id(content))]
 
@@ -224,6 +227,7 @@ def _described(content: Any, above: tuple[int, ...] = ()) -> Any:
         return content.__name__
     if isinstance(content, nn.Module):
         usual = vars(nn.Module())  # hooks, the training flag, and parts, parameters and buffers, which are seen below
+        usual |= {"_compiled_call_impl": None}  # compiled it computes the same
         own = {key: value for key, value in vars(content).items() if key not in usual}
         parts = {name: within(part) for name, part in content.named_children()}
         tensors = dict(content.named_parameters(recurse=False)) | dict(content.named_buffers(recurse=False))

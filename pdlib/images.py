@@ -6,7 +6,7 @@ A set that is too large to be decoded into memory is decoded once into a file of
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import io
 import math
 import os
@@ -60,11 +60,11 @@ class Images:
     """Images kept as bytes, 0 … 255; what is asked for, ``images[index]``, is float32 in [-1, 1].
 
     Stands where a tensor of the same shape does: ``len``, ``shape``, ``ndim``, ``split`` and an index, which is a
-    number, a slice or a tensor.
+    number, a slice or a tensor, of numbers or of bools.
 
     Args:
         pixels: uint8, shape (n, channels, height, width), in memory or mapped from a file.
-        digest: what stands for their content, where it is known.
+        digest: :attr:`tensor_digest`, where it is known.
         chosen: the indices of those that are meant, in their order; by default all.
         flipped: whether each is there a second time, in the mirror: after all the others.
         device: where the floats are made.
@@ -78,8 +78,7 @@ class Images:
         flipped: bool = False,
         device: torch.device | str = "cpu",
     ):
-        self.pixels, self.digest = pixels, digest or tensors_digest({"": pixels})
-        self.chosen, self.flipped = chosen, flipped
+        self.pixels, self.chosen, self.flipped, self._digest = pixels, chosen, flipped, digest
         self.device = torch.device(device)
         self._unit = _UNIT.to(self.device)
 
@@ -96,6 +95,11 @@ class Images:
         return torch.Size((len(self), *self.pixels.shape[1:]))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the floats."""
+        return self._unit.dtype
+
+    @property
     def ndim(self) -> int:
         """4."""
         return self.pixels.ndim
@@ -105,7 +109,7 @@ class Images:
         return self.shape[dim]
 
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
-        if not isinstance(index, Tensor):
+        if not isinstance(index, Tensor) or index.dtype == torch.bool:
             index = torch.arange(len(self))[index]
         mirrored = (index >= self._single).to(self.device)
         single = (index % self._single).to(self.pixels.device)
@@ -124,20 +128,23 @@ class Images:
         device, pixels = torch.device(device), self.pixels
         if device.type == "cuda" and pixels.numel() <= torch.cuda.mem_get_info(device)[0] // 4:
             pixels = pixels.to(device)
-        return Images(pixels, self.digest, self.chosen, self.flipped, device)
+        return Images(pixels, self._digest, self.chosen, self.flipped, device)
 
     def at(self, chosen: Tensor) -> Images:
         """Some of them, by their indices; not of flipped ones."""
         chosen = chosen if self.chosen is None else self.chosen[chosen]
-        return Images(self.pixels, self.digest, chosen, device=self.device)
+        return Images(self.pixels, None, chosen, device=self.device)
 
     def mirrored(self) -> Images:
         """With each a second time, left and right exchanged."""
-        return Images(self.pixels, self.digest, self.chosen, True, self.device)
+        return Images(self.pixels, None, self.chosen, True, self.device)
 
-    def config(self) -> dict[str, Any]:
-        """What they are, wherever they lie: for :func:`pdlib.files.digest`."""
-        return {"images": self.digest, "chosen": self.chosen, "flipped": self.flipped}
+    @property
+    def tensor_digest(self) -> str:
+        """What :func:`pdlib.files.tensors_digest` gives for all of them as one tensor; they are the same data."""
+        if self._digest is None:
+            self._digest = tensors_digest({"": self})
+        return self._digest
 
 
 def open_parts(source: str, parts: list[str], reading: Reading) -> list[tuple[Images, np.ndarray | None]]:
@@ -241,9 +248,11 @@ def _pixels_of(files: Iterable[dict[str, Any] | None], reading: Reading, kept: l
         try:
             with Image.open(held["path"] if held["bytes"] is None else io.BytesIO(held["bytes"])) as image:
                 pixels = _pixels(image, reading)
-        except DataError:
+        except (DataError, MemoryError):
             raise
-        except Exception:  # Pillow has many, for a file that is cut, or is no image, or is missing, or is too large
+        except Exception as error:  # Pillow has many, for a file that is cut, missing, too large, or no image
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise  # the disk's fault and not the image's
             broken.append(os.path.basename(held["path"] or "") or f"number {index}")
             continue
         kept.append(index)
@@ -288,31 +297,32 @@ def _cached(
             if not _whole(folder):
                 _keep(folder, stream, labels)
         about = read_json(folder / "about.json")
-        pixels = np.memmap(folder / "pixels.bin", np.uint8, "c", shape=tuple(about["shape"]))
+        images = _mapped(folder, tuple(about["shape"]), about["digest"])
         classes = np.load(folder / "labels.npy") if about["labelled"] else None
     except OSError as error:
         raise DataError(
             f"cannot be kept in {folder.parent} ({error.strerror}): set PDLIB_CACHE to a folder that can be written, "
             "with a byte of room for each value"
         ) from error
-    return Images(torch.from_numpy(pixels), about["digest"]), classes
+    return images, classes
 
 
 def _whole(folder: Path) -> bool:
     """Whether all is there: about.json is written last."""
     try:
-        return (folder / "pixels.bin").stat().st_size == math.prod(read_json(folder / "about.json")["shape"])
-    except (OSError, ValueError, KeyError):
+        about = read_json(folder / "about.json")
+        right = not about["labelled"] or len(np.load(folder / "labels.npy")) == about["shape"][0]
+        return right and (folder / "pixels.bin").stat().st_size == math.prod(about["shape"])
+    except (OSError, ValueError, KeyError, EOFError):
         return False
 
 
 def _keep(folder: Path, stream: Iterable[np.ndarray], labels: Callable[[], np.ndarray | None]) -> None:
-    part, seen, count = folder / "pixels.bin.part", hashlib.sha256(), 0
+    part, count = folder / "pixels.bin.part", 0
     try:
         with open(part, "wb") as file:
             for count, image in enumerate(stream, 1):  # noqa: B007
                 file.write(image)
-                seen.update(image)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, folder / "pixels.bin")
@@ -322,5 +332,10 @@ def _keep(folder: Path, stream: Iterable[np.ndarray], labels: Callable[[], np.nd
         content = io.BytesIO()
         np.save(content, classes)
         write_bytes(folder / "labels.npy", content.getvalue())
-    about = {"shape": [count, *image.shape], "digest": seen.hexdigest(), "labelled": classes is not None}
+    shape = (count, *image.shape)
+    about = {"shape": shape, "digest": _mapped(folder, shape).tensor_digest, "labelled": classes is not None}
     write_json(folder / "about.json", about)
+
+
+def _mapped(folder: Path, shape: tuple[int, ...], digest: str | None = None) -> Images:
+    return Images(torch.from_numpy(np.memmap(folder / "pixels.bin", np.uint8, "c", shape=shape)), digest)

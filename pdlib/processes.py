@@ -112,6 +112,8 @@ def _joined() -> Processes:
     if count == 1:
         return _ALONE
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if "RANK" not in os.environ:
+        raise ProcessError(f"WORLD_SIZE={count}, and no RANK says which this is: start all of them with torchrun")
     rank = int(os.environ["RANK"])
     if torch.cuda.is_available() and not on_cpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())

@@ -18,9 +18,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from pdlib.files import DamagedFileError, digest, named, read_tensors, write_tensors
+from pdlib.files import DamagedFileError, digest, named, read_tensors, tensors_digest, write_tensors
 from pdlib.objectives import Objective, PerClass
-from pdlib.processes import processes
+from pdlib.processes import ProcessError, processes
 
 __all__ = ["NotFiniteError", "Session", "Trained", "TrainingSettings", "fit"]
 
@@ -44,7 +44,7 @@ class TrainingSettings:
         seed: of the generator that draws batches, times and noise.
         precision: ``"bf16"`` for matrix products and convolutions in bfloat16; weights, targets and losses are float32.
         accumulate: the parts in which a batch is worked through, where memory does not hold all of it. What is
-            drawn stays the same.
+            drawn stays the same, but for dropout.
         compile: whether the network is compiled by ``torch.compile``, which takes a minute or so first.
     """
 
@@ -75,14 +75,14 @@ class Session:
 
     label: str = "training"
     """What the progress bar, the errors and the checkpoint call the training."""
-    which: str = ""
-    """Which of several it is, for the progress bar: ``"2 of 3"``."""
     folder: Path | None = None
     """Where to keep a checkpoint, ``label.checkpoint``, and to go on from it; ``None`` to keep nothing."""
     checkpoint_seconds: float = 20.0
     """At most so long is lost to a kill."""
     progress: bool = True
     """Whether to show a progress bar."""
+    which: str = ""
+    """Which of several trainings it is, for the bar: ``"2 of 3"``."""
 
     @property
     def checkpoint(self) -> Path | None:
@@ -116,7 +116,8 @@ def fit(
     """Minimise an objective over batches of data, in place, and return the result.
 
     The same seed gives the same weights, also where a killed process is started again and goes on from its checkpoint.
-    Several processes, see :mod:`pdlib.processes`, share each batch out, and give the same to float tolerance.
+    Several processes, see :mod:`pdlib.processes`, share each batch out, and give the same to float tolerance, but for
+    dropout, which is each process's own.
 
     Args:
         denoiser: a module (z, t) -> x̂ with a schedule; its device decides where.
@@ -148,8 +149,11 @@ def fit(
     # Dropout takes no generator. torch.manual_seed would queue a seed for every device that was never used.
     dropout = torch.default_generator if device.type == "cpu" else torch
     first, seconds = 0, 0.0
-    if checkpoint is not None and checkpoint.is_file():
+    if checkpoint is not None and here.agree(checkpoint.is_file):
         first, seconds = state.load(checkpoint, fingerprint)
+        starts = here.gather({here.rank: (first, tensors_digest(denoiser.state_dict()) if here.count > 1 else "")})
+        if len({*starts.values()}) > 1:
+            raise ProcessError(f"{checkpoint} is not the same for all processes: give a folder on a disk that all see")
     started = saved = time.monotonic()
     shown = session.progress and here.first
     named = f"{session.label} ({session.which})" if session.which else session.label

@@ -1,5 +1,6 @@
 """Images through Hugging Face datasets: what is large stays on the disk, and every failure is one line."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -227,10 +228,13 @@ def test_a_folder_of_nothing_but_broken_images_is_refused_all_the_same(tmp_path)
 
 
 def test_what_they_are_is_in_their_digest_and_not_where_they_lie(tmp_path, large):
+    """And a run that was made when all were read into memory is the same run."""
     folder, _ = folder_of(tmp_path, grey(8))
     x = load_data(folder).x
+    assert digest(x) == digest(x[:])
+    assert digest(x.mirrored()) == digest(x.mirrored()[:])
     assert digest(x) == digest(x.to("cpu"))
-    assert digest(x) == digest(Images(x.pixels.clone(), x.digest))
+    assert digest(x) == digest(Images(x.pixels.clone()))
     assert len({digest(kind) for kind in (x, x.mirrored(), x.at(torch.arange(4)), x.at(torch.arange(5)))}) == 4
 
 
@@ -270,3 +274,46 @@ def test_the_real_data_sets_are_read_from_a_folder(name, shape):
     assert data.labels.bincount(minlength=10).min() > 800
     assert -1 <= data.test[:].min() < -0.99
     assert 0.99 < data.test[:].max() <= 1
+
+
+def test_a_mask_takes_those_where_it_is_true(tmp_path, large):
+    folder, _ = folder_of(tmp_path, grey(8))
+    x = load_data(folder).x
+    mask = torch.tensor([True, False] * 4)
+    assert torch.equal(x[mask], x[:][mask])
+
+
+def test_what_is_trained_on_is_not_held_back(tmp_path):
+    folder_of(tmp_path, grey(70))
+    folder, _ = folder_of(tmp_path, grey(70), part="test")
+    both = load_data(folder, split="train+test", test="auto")
+    assert (len(both.x), both.test) == (140, None)
+    with pytest.raises(DataError, match="split and test are both 'test': hold back another part"):
+        load_data(folder, split="test", test="test")
+
+
+def test_parts_without_class_folders_have_no_labels(tmp_path):
+    for part, count in (("train", 8), ("test", 70)):
+        (tmp_path / "flat" / part).mkdir(parents=True)
+        for index, image in enumerate(grey(count)):
+            Image.fromarray(image).save(tmp_path / "flat" / part / f"{index:03}.png")
+    data = load_data(tmp_path / "flat", test="auto")
+    assert (len(data.x), len(data.test), data.labels) == (8, 70, None)
+
+
+def test_labels_that_are_lost_are_made_again_and_a_failing_disk_is_no_broken_image(tmp_path, large, monkeypatch):
+    folder, _ = folder_of(tmp_path, grey(8))
+    labels = load_data(folder).labels
+    (path,) = (tmp_path / "cache").glob("images-*/labels.npy")
+    for content in (b"", path.read_bytes()[:-8]):
+        path.write_bytes(content)
+        assert torch.equal(load_data(folder).labels, labels)
+    path.unlink()
+    assert torch.equal(load_data(folder).labels, labels)
+
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(images, "_pixels", failing)
+    with pytest.raises(DataError, match="Input/output error"):
+        load_data(folder, skip_broken=True, size=8)

@@ -290,7 +290,9 @@ SETTINGS = {
     "ema": 0.9,
     "max_gradient_norm": 2.0,
     "seed": 1,
+    "precision": "bf16",
 }
+HOW = ("accumulate", "compile")  # how it is computed decides nothing
 OTHER = {
     "the weighting": ({"weighting": "snr_plus_one"}, "objective"),
     "a weighting from outside": ({"weighting": lambda schedule, t: t}, "objective"),
@@ -313,7 +315,7 @@ OTHER = {
     "the width": (student(width=12), "denoiser"),
     "the initial weights": (student(seed=3), "denoiser"),
     "two things": ({"data": -DATA, "limit": 2.0}, "objective, data"),
-} | {field.name: ({field.name: SETTINGS.get(field.name)}, field.name) for field in dataclasses.fields(TrainingSettings)}
+} | {name: ({name: SETTINGS[name]}, name) for name in TrainingSettings.__dataclass_fields__ if name not in HOW}
 
 
 @pytest.fixture(scope="module")
@@ -339,6 +341,16 @@ def test_a_checkpoint_of_this_training_is_gone_on_with(tmp_path):
     # Other objects, which compute the same.
     resumed = Everything(teacher=tiny(seed=1), data=DATA.clone(), weighting="snr").train(tmp_path)
     assert same_weights(resumed.raw, Everything().train(None).raw)
+
+
+def test_a_checkpoint_is_gone_on_with_in_parts_and_with_a_teacher_that_was_compiled(tmp_path):
+    with pytest.raises(Interrupted):
+        Everything().train(tmp_path, at=6)
+    compiled = tiny(seed=1)
+    compiled.network.compile(backend="eager")
+    resumed = Everything(teacher=compiled, accumulate=2).train(tmp_path)
+    for one, other in zip(resumed.raw.parameters(), Everything().train(None).raw.parameters(), strict=True):
+        assert (one - other).abs().max() < 1e-5
 
 
 STRENGTH = 1.0

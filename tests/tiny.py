@@ -50,8 +50,8 @@ class Watched:
     def config(self):
         return {"objective": self.objective}
 
-    def __call__(self, student, average, x, generator):
-        value = self.objective(student, average, x, generator)
+    def __call__(self, student, average, x, generator, *share):
+        value = self.objective(student, average, x, generator, *share)
         self.weights.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
         return self.happens(student, value) if len(self.weights) - 1 == self.at else value
 

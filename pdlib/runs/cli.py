@@ -87,17 +87,16 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PDLIB_DEBUG") or isinstance(error, BrokenPipeError):
             raise
-        rank = os.environ.get("RANK", "0")  # of several processes, which all meet with the same wrong setting
-        if rank == "0" or not isinstance(error, pdlib.runs.settings.SettingsError):
-            print(f"pdlib: {f'process {rank}: ' * (rank != '0')}{_one_line(error, chosen)}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # of several processes
+        print(f"pdlib: {f'process {rank}: ' * (rank != '0')}{_one_line(error, chosen)}", file=sys.stderr)
         return 2
 
 
 def kept() -> str:
     """From what a run goes on that was stopped, in words; nothing where none is at work."""
     for folder in _at_work:
-        for pattern, what in (("*.checkpoint", "the last checkpoint"), ("*/model.safetensors", "the last network")):
-            if any(folder.glob(pattern)):
+        for pattern, what in (("*.checkpoint", "the last checkpoint"), ("model.safetensors", "the last network")):
+            if any(folder.rglob(pattern)):
                 return f"; the same command goes on from {what}"
         return "; nothing is kept yet"
     return ""

@@ -48,7 +48,8 @@ class Compared:
             if name in self.runs:
                 label = ", ".join(f"{setting} = {cell[setting]}" for setting in self.varied) or "all"
                 found.setdefault(label, []).append(self.runs[name])
-        return dict(sorted(found.items(), key=lambda row: mean_by_steps(row[1])[min(mean_by_steps(row[1]))]))
+        fewest = min(self._steps, default=None)
+        return dict(sorted(found.items(), key=lambda row: mean_by_steps(row[1])[fewest] if fewest else row[0]))
 
     def describe(self) -> str:
         """What was compared, as Markdown."""
@@ -63,7 +64,7 @@ class Compared:
 
     def paired(self) -> str:
         """For each setting that differs, what its other values change beside the first, all else equal, as Markdown."""
-        steps = sorted({min(self._steps), 4} & {*self._steps}, reverse=True)
+        steps = sorted({min(self._steps, default=0), 4} & {*self._steps}, reverse=True)
         heads = "".join(f" {'one step' if n == 1 else f'{n} steps'} |" for n in steps)
         lines = [f"| all else equal | pairs |{heads}", "|---|---:|" + "---:|" * len(steps)]
         for name in self.varied:
@@ -76,13 +77,14 @@ class Compared:
 
     @property
     def _steps(self) -> list[int]:
-        return [int(n) for run in list(self.runs.values())[:1] for n in run.metrics["curves"]["distilled"]]
+        """The numbers of steps that all have students for."""
+        common = [{*map(int, run.metrics["curves"]["distilled"])} for run in self.runs.values()]
+        return sorted(set.intersection(*common), reverse=True)
 
     def _pairs(self, setting: str, first: Any, other: Any) -> Any:
-        named = {tuple(cell.items()): name for name, cell in cells(self.grid).items()}
-        for cell, name in named.items():
-            partner = named.get(tuple((key, other if key == setting else value) for key, value in cell))
-            if dict(cell)[setting] == first and name in self.runs and partner in self.runs:
+        for name, cell in cells(self.grid).items():
+            (partner,) = cells({key: [other if key == setting else value] for key, value in cell.items()})
+            if cell[setting] == first and name in self.runs and partner in self.runs:
                 yield self.runs[name], self.runs[partner]
 
     def _change(self, pairs: list[tuple[Run, Run]], steps: int) -> str:

@@ -40,8 +40,8 @@ class Cost:
     """Room for its networks and checkpoints."""
 
 
-def expected_cost(run: Run, given: Denoiser | None) -> Cost:
-    """What the parts of a run will cost here, from a second of trying: an update of each kind, a step."""
+def expected_cost(run: Run, given: Denoiser | None, processes: int = 1) -> Cost:
+    """What the parts of a run will cost here, from a second of one process's trying: an update of each kind, a step."""
     s, denoiser = run.settings, given or new_denoiser(run.settings, run.data)
     x, teacher = examples(run, denoiser.classes), run.guided("teacher", denoiser)
     sampled = run.as_sampled("teacher", denoiser)
@@ -53,7 +53,9 @@ def expected_cost(run: Run, given: Denoiser | None) -> Cost:
 
     updates, images = _counts(run, given)
     kinds = _kinds(run)
-    seconds = {part: update(objective, training) * updates[part] for part, (objective, training) in kinds.items()}
+    one = {part: update(objective, training) for part, (objective, training) in kinds.items()}
+    seconds = {part: one.get(part, 0.0) * updates[part] for part in PARTS[:2]}
+    seconds["students"] += one["teacher"] * s.convert_updates
     z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
     with torch.no_grad():
         for _ in range(2):
@@ -61,9 +63,8 @@ def expected_cost(run: Run, given: Denoiser | None) -> Cost:
             sampled(z, t).cpu()
             step = (time.monotonic() - started) / len(z)
     seconds["evaluation"] = step * images
-    return Cost(
-        dict.fromkeys(PARTS, 0.0) | seconds, flops(run, given), peak_memory_mb(s.device), disk_bytes(run, denoiser)
-    )
+    seconds = {part: value / processes for part, value in seconds.items()}
+    return Cost(seconds, flops(run, given), peak_memory_mb(s.device), disk_bytes(run, denoiser))
 
 
 def flops(run: Run, given: Denoiser | None) -> dict[str, float]:
@@ -76,7 +77,10 @@ def flops(run: Run, given: Denoiser | None) -> dict[str, float]:
     for part, (objective, training) in _kinds(run).items():
         with FlopCounterMode(display=False) as counter:
             of_examples(x, teacher, objective)(denoiser, denoiser, x[torch.arange(2)], generator).backward()
-        found[part] = counter.get_total_flops() / 2 * training.batch_size * updates[part]
+        each = counter.get_total_flops() / 2 * training.batch_size
+        found[part] += each * updates[part]
+        if part == "teacher":  # a conversion asks its parent besides
+            found["students"] += each * 4 / 3 * run.settings.convert_updates
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         z = torch.ones(2, *run.data.shape, device=run.settings.device)
         run.as_sampled("teacher", denoiser)(z, torch.ones(2, device=z.device))
@@ -96,7 +100,7 @@ def _counts(run: Run, given: Denoiser | None) -> tuple[dict[str, int], int]:
     """Updates of each kind, and how often an image is taken through a network to be measured."""
     s = run.settings
     students = sum(s.stage_training(grid).updates for grid in s.grid.down_to(s.end_steps))
-    updates = {"teacher": s.convert_updates + (s.teacher_updates if given is None else 0), "students": students}
+    updates = {"teacher": s.teacher_updates if given is None else 0, "students": students}
     walks = sum(s.evaluated_steps) * len(s.curves) - s.steps * ("ddim" in s.curves and not s.convert_updates)
     return updates, walks * s.noise_seeds * s.images_per_seed
 

@@ -47,7 +47,7 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
     - ``training``: for each network ``seconds``, ``updates``, and the mean loss of the last tenth of them.
     - ``seconds``: of each part of the run.
     - ``flops``, ``matrix_flops_per_second``: floating-point operations of each part, and how many
-      a plain matrix product does here in a second.
+      plain matrix products do here in a second, on all processes.
     - ``peak_memory_mb``: the most memory the process held.
     - ``settings``, ``run``, ``versions``, ``machine``, ``date``: what was run, the digest of that, with what, on what,
       and when.
@@ -99,7 +99,7 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
             "evaluation": sum(entry.pop("seconds", 0.0) for curve in curves.values() for entry in curve.values()),
         },
         "flops": flops(run, None if run.settings.teacher is None else run.teacher),
-        "matrix_flops_per_second": matrix_rate(settings.device),
+        "matrix_flops_per_second": matrix_rate(settings.device) * here.count,
         "peak_memory_mb": peak_memory_mb(settings.device),
         "settings": settings_to_json(settings),
         "versions": {"python": platform.python_version(), "pdlib": pdlib.__version__}

@@ -76,8 +76,9 @@ def run(preset: str = "default", folder: str | Path | None = None, *, progress: 
 def _begin(chosen: Run, progress: bool) -> None:
     """Say how long a run will take, and rehearse it."""
     where = chosen.folder
+    count = processes().count
     with alone():
-        cost = expected_cost(chosen, check(chosen))
+        cost = expected_cost(chosen, check(chosen), count)
         if progress:
             clock = tqdm.format_interval
             named = ", ".join(f"{name} {clock(seconds)}" for name, seconds in cost.seconds.items())
@@ -163,7 +164,10 @@ def _written(notebook: Path, folder: Path, name: str, progress: bool) -> Path:
 
 def write_comparison(folder: str | Path) -> Path:
     """Execute ``compare.ipynb`` on a sweep's folder, and write it as ``compare.html`` there; ReportError otherwise."""
-    return _written(template("compare"), Path(folder), "compare", progress=False)
+    try:
+        return _written(template("compare"), Path(folder), "compare", progress=False)
+    except Exception as error:
+        raise ReportError(f"the runs in {folder} are kept, but they could not be compared: {_last(error)}") from error
 
 
 def write_failed(run: Run, error: Exception) -> None:
@@ -312,7 +316,7 @@ def _cost(metrics: dict[str, Any]) -> str:
         if count and metrics["seconds"][part]:
             share = count / rate / metrics["seconds"][part]
             told.append(f"{part} {_scaled(count)}FLOP at {share:.0%}")
-    return f"{', '.join(told)} of the pace of a plain matrix product here, {_scaled(rate)}FLOP a second"
+    return f"{', '.join(told)} of the pace of plain float32 matrix products here, {_scaled(rate)}FLOP a second"
 
 
 def _scaled(count: float) -> str:

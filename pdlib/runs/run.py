@@ -62,7 +62,8 @@ __all__ = [
     "settings_of",
 ]
 
-PLACES = ("data", "teacher", "device", "accumulate", "compile")  # no part of a run: where it computes, and from what
+WHERE = ("device", "accumulate", "compile")  # no part of a run: where and how it computes
+PLACES = ("data", "teacher", *WHERE)  # what is found there is part of a run, by its digest
 
 
 def runs_folder() -> Path:
@@ -73,7 +74,7 @@ def runs_folder() -> Path:
 
 def default_folder(preset: str = "default", **overrides: Any) -> Path:
     """:func:`runs_folder`, and then the preset's name and the overridden settings."""
-    parts = [preset, *(f"{key}={value}" for key, value in sorted(overrides.items()) if key != "device")]
+    parts = [preset, *(f"{key}={value}" for key, value in sorted(overrides.items()) if key not in WHERE)]
     return runs_folder() / "-".join(parts).replace(os.sep, "_")
 
 
@@ -301,6 +302,8 @@ def new_run(folder: Path, settings: Settings) -> Run:
             )
         return run
     there, wanted = (settings_to_json(found.settings) for found in (load_run(folder), run))
+    if there["test"] == "none" and wanted["test"] == "auto":  # as older runs have it
+        wanted, run = wanted | {"test": "none"}, Run(folder, run.settings.model_copy(update={"test": "none"}))
     different = [key for key in there | wanted if key not in PLACES and there.get(key) != wanted.get(key)]
     if (there["teacher"] is None) != (wanted["teacher"] is None):
         different.insert(0, "teacher")
@@ -320,7 +323,8 @@ def finish(
 
     ``trained`` is called after each network that was missing.
     """
-    given, here = check(run), processes()
+    here = processes()
+    given = check(run)
     if here.agree(lambda: run.finished and load_run(run.folder, run.settings.device) == run):
         for part in run.parts:
             run.open(part)
@@ -340,6 +344,12 @@ def finish(
 
 def check(run: Run) -> Denoiser | None:
     """Try what a run starts from, and whether the disk can hold it; returns the given teacher, if there is one."""
+    s, here = run.settings, processes()
+    if run.missing and s.precision == "bf16" and s.device == "cpu":
+        raise SettingsError("precision='bf16': it is slower than float32 on a CPU: give device=cuda with it")
+    for name in ("batch_size", "stage_batch_size"):
+        if 0 < getattr(s, name) < here.count:
+            raise SettingsError(f"{name}={getattr(s, name)}: {here.count} processes need an example each: start fewer")
     given, there = given_teacher(run), "teacher" not in run.missing
     denoiser = given or (run.teacher if there else new_denoiser(run.settings, run.data))
     x = run.data.x[:2].to(run.settings.device)

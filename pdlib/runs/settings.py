@@ -214,13 +214,15 @@ class Settings(BaseModel):
             )
         import torch
 
+        from pdlib.processes import processes
+
+        if self.device != "cpu":
+            processes()  # which settles whose GPU is whose
         try:
             torch.ones(1, dtype=torch.float64, device=self.device).cpu()
         except Exception:  # each device's library raises its own
             known = "cuda or cpu" if torch.cuda.is_available() else "cpu, as there is no cuda here"
             raise ValueError(f"device={self.device!r} does not work here, or not in float64: use {known}") from None
-        if self.device == "cpu" and self.precision == "bf16":
-            raise ValueError("precision='bf16': it is slower than float32 on a CPU: give device=cuda with it")
         return self
 
     @property
@@ -353,7 +355,8 @@ def settings_to_json(settings: Settings) -> dict[str, Any]:
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """A config.json's settings, checked, under today's names; the first edition's mean the same run as then."""
     config = {"stage_batch_size": 0} | {name: value for name, value in config.items() if name != "device"}
-    if "test" not in config and not callable(pdlib.DATASETS.get(config.get("data", "digits"))):
+    data = str(config.get("data", "digits"))
+    if "test" not in config and not (callable(pdlib.DATASETS.get(data)) or data.endswith((".npy", ".npz"))):
         config["test"] = "none"  # older runs were measured to what they had been trained on
     if "missing" not in config:
         config = {"stage_learning_rate": 0.0005, "curves": CURVES} | config

@@ -8,7 +8,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from uuid import uuid4
 
 import joblib
 import torch
@@ -21,6 +23,7 @@ from pdlib.runs.settings import SettingsError, make_settings
 
 __all__ = ["cells", "mean_by_steps", "read_grid", "sweep", "sweep_grid"]
 
+_one_at_a_time = Lock()  # of a worker's threads: torch's seeds are the process's
 DEATHS = 3  # so many workers may be killed at one run before a sweep gives it up
 
 
@@ -48,9 +51,10 @@ def sweep(
         MemoryError: where workers are killed again and again; after once or twice the runs go on from checkpoints.
         ConnectionError: where the scheduler is not there, or no more.
     """
-    runs = _opened(jobs, Path(folder), preset, shared)
+    folder = Path(folder).absolute()  # for workers elsewhere
+    runs = _opened(jobs, folder, preset, shared)
     waiting = {name: run for name, run in runs.items() if not run.finished}
-    for _, error in _finished(waiting, Path(folder).name, _finish, workers, scheduler, progress):
+    for _, error in _finished(waiting, folder.name, _finish, workers, scheduler, progress):
         if error is not None:
             raise error
     return runs
@@ -85,7 +89,7 @@ def _finished(
             client = stack.enter_context(Client(scheduler, timeout=5, set_as_default=False))
         except OSError as error:
             raise ConnectionError(f"scheduler={scheduler}: there is none that answers ({error})") from error
-        names = {client.submit(work, run, key=f"{label}/{name}"): name for name, run in runs.items()}
+        names = {client.submit(work, run, key=f"{name}-{uuid4()}"): name for name, run in runs.items()}
         with tqdm(total=len(runs), desc=label, unit="run", disable=not progress) as bar:
             for future in as_completed(names, loop=client.loop):
                 name, error = names[future], future.exception()
@@ -95,7 +99,7 @@ def _finished(
                     )
                 if isinstance(error, KilledWorker):
                     error = MemoryError(
-                        f"{name}: a worker of the sweep was killed at it {DEATHS} times, perhaps for lack of memory; "
+                        f"{name}: workers of the sweep were killed at it again and again, perhaps for lack of memory; "
                         f"what is finished is kept: start it again with fewer than workers={count}"
                     )
                 bar.set_postfix(last=name)
@@ -104,15 +108,17 @@ def _finished(
 
 
 def _finish(run: Run) -> None:
-    torch.set_num_threads(1)
-    finish(run, progress=False)
+    with _one_at_a_time:
+        torch.set_num_threads(1)
+        finish(run, progress=False)
 
 
 def _finish_with_report(run: Run) -> None:
     """A cell of a grid: the run, and its report; where it fails, a notebook with the error."""
-    torch.set_num_threads(1)
     try:
-        write_report(finish(run, progress=False), progress=False)
+        with _one_at_a_time:
+            torch.set_num_threads(1)
+            write_report(finish(run, progress=False), progress=False)
     except Exception as error:
         write_failed(run, error)
         raise
@@ -139,6 +145,15 @@ def read_grid(path: str | Path) -> dict[str, Any]:
         raise SettingsError(f"{path} has an entry {min(unknown)!r}, which means nothing: {form}")
     grid = {name: values if isinstance(values, list) else [values] for name, values in found["grid"].items()}
     preset, shared = found.get("preset", "default"), found.get("settings") or {}
+    names = [*grid, *shared] if isinstance(shared, dict) else [None]
+    if not (isinstance(preset, str) and all(isinstance(name, str) for name in names)):
+        raise SettingsError(f"{path} is no grid: {form}")
+    if twice := [name for name in names if names.count(name) > 1 or name == "preset"]:
+        raise SettingsError(f"{path} says {twice[0]!r} where it cannot, or twice: {form}")
+    if empty := [name for name, values in grid.items() if not values]:
+        raise SettingsError(f"{path}: {empty[0]} has no values: give some, or leave it out")
+    if len(cells(grid)) < math.prod(map(len, grid.values())):
+        raise SettingsError(f"{path} has two cells of one name: a value is there twice, or two differ in / and _ alone")
     for cell in cells(grid).values():
         make_settings(preset, **shared, **cell)
     return {"preset": preset, "settings": shared, "grid": grid}
@@ -147,7 +162,11 @@ def read_grid(path: str | Path) -> dict[str, Any]:
 def cells(grid: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
     """Every combination of a grid's values, by a name for its folder."""
     combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    return {",".join(f"{name}={value}" for name, value in cell.items()).replace("/", "_"): cell for cell in combined}
+    return {",".join(f"{name}={_text(value)}" for name, value in cell.items()): cell for cell in combined}
+
+
+def _text(value: Any) -> str:
+    return "+".join(map(str, value if isinstance(value, list) else [value])).replace("/", "_")
 
 
 def sweep_grid(
@@ -160,10 +179,9 @@ def sweep_grid(
 ) -> dict[str, Exception | None]:
     """Every cell of a grid, from :func:`read_grid`, as a run with its report; its name -> its error, if it failed.
 
-    The others go on where one fails, whose notebook holds the error. Started again, it does what is missing. Then the
-    folder holds ``compare.html``: all of them on one page.
+    The others go on where one fails, whose notebook holds the error. Started again, it does what is missing.
     """
-    folder, found = Path(folder), dict.fromkeys(cells(grid["grid"]))
+    folder, found = Path(folder).absolute(), dict.fromkeys(cells(grid["grid"]))
     runs = _opened(cells(grid["grid"]), folder, grid["preset"], grid["settings"])
     write_json(folder / "grid.json", dict(grid))
     waiting = {name: run for name, run in runs.items() if not (run.finished and (run.folder / "report.html").is_file())}

@@ -42,6 +42,8 @@ def command(run: Run) -> str:
     usual = make_settings(preset).data
     words = ["pdlib", "run", *(["--preset", preset] if preset != "default" else [])]
     words += ["--data", there["data"]] if there["data"] != usual else []
+    if there["precision"] == "bf16":
+        words += ["--set", f"device={run.settings.device if run.settings.device != 'cpu' else 'cuda'}"]
     for name, value in different[preset].items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         words += ["--set", f"{name}={text}"]

@@ -11,6 +11,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_run import TINIEST, TINY, contents, copied, refused, same_networks, without_times
 
 from pdlib.data import DATASETS, DataError
@@ -19,7 +20,7 @@ from pdlib.files import DamagedFileError, lock_folder, read_json, read_tensors, 
 from pdlib.predictions import PREDICTIONS
 from pdlib.runs import run as runs
 from pdlib.runs.report import describe_run, from_notebook
-from pdlib.runs.run import Run, default_folder, diagnose_run, execute, load_run
+from pdlib.runs.run import Run, default_folder, diagnose_run, execute, finish, load_run
 from pdlib.runs.settings import SettingsError, make_settings
 from pdlib.sampling import sample
 from pdlib.schedules import CosineSchedule
@@ -603,3 +604,35 @@ def test_a_given_teachers_history_that_is_gone_is_named(points, tmp_path):
     (run.folder / "teacher" / "training.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"teacher/training\.safetensors does not exist"):
         run.history("teacher")
+
+
+def test_an_older_run_of_a_folder_goes_on_as_it_was(tmp_path, monkeypatch):
+    """It knew no test part: the same command opens it, and measures to what it has measured to."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for index in range(70):
+            path = tmp_path / "images" / part / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    settings = {**TINIEST, "data": str(tmp_path / "images"), "width": 8}
+    old = execute(folder=tmp_path / "run", progress=False, **settings, test="none")
+    again = execute(folder=tmp_path / "run", progress=False, **settings)
+    assert again.settings.test == "none"
+    assert again.config == old.config
+    new = execute(folder=tmp_path / "new", progress=False, **settings)
+    assert (old.metrics["held_back"], new.metrics["held_back"]) == (False, True)
+
+
+BF16 = {"precision": "bf16", "data": "ring"}
+
+
+def test_bfloat16_is_refused_where_there_is_something_to_train_on_a_cpu(tmp_path):
+    refused(SettingsError, "precision='bf16': it is slower than float32 on a CPU", tmp_path / "run", **TINIEST | BF16)
+    run = Run(tmp_path / "run", make_settings(**TINIEST | BF16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pdlib.runs.run.check", lambda run: None)  # as if it had been made on a GPU
+        finish(run, progress=False)
+    assert load_run(tmp_path / "run").finished
+    assert finish(load_run(tmp_path / "run"), progress=False).settings.precision == "bf16"

@@ -253,7 +253,6 @@ BAD = {
     "method=pd": "method='pd' is unknown; it must be one of progressive_distillation",
     "channels=blue": "channels='blue': must be one of grey, rgb, or none",
     "size=2": "size='2': must be a whole number from 4 to 1,024, or none",
-    "precision=bf16": "precision='bf16': it is slower than float32 on a CPU: give device=cuda with it",
     "anneal=step": "anneal='step': must be one of linear, cosine, constant",
     "ema=1": "ema='1': must be a number from 0 to below 1",
     "sampler_variance=2": "must be a number from 0 to 1",
@@ -418,3 +417,10 @@ def test_what_a_startup_file_defines_is_no_parameter():
     kernel = {"In": ["", "T = 4  # steps\nname: str = 'a'", "check_parameters(globals(), …)"]}
     kernel |= {"favourite": 7, "T": 4, "name": "a"}
     assert notebook_parameters(kernel) == {"T": 4, "name": "a"}
+
+
+def test_older_runs_are_measured_to_what_they_were_then():
+    assert upgraded({"data": "mnist", "missing": 0})["test"] == "none"
+    for data in ("digits", "ring", "mine.npz", "/a/mine.npy"):
+        assert upgraded({"data": data, "missing": 0})["test"] == "auto"
+    assert upgraded({"data": "mnist", "missing": 0, "test": "auto"})["test"] == "auto"

@@ -14,11 +14,11 @@ import pytest
 from tiny_run import TINIEST, contents, same_networks
 
 from pdlib.runs import cli
-from pdlib.runs.compare import compare
+from pdlib.runs.compare import Compared, compare
 from pdlib.runs.report import chains_table
 from pdlib.runs.run import execute
 from pdlib.runs.settings import SettingsError
-from pdlib.runs.sweep import mean_by_steps, sweep
+from pdlib.runs.sweep import cells, mean_by_steps, sweep
 
 RING = {key: value for key, value in TINIEST.items() if key != "preset"} | {"data": "ring"}
 NETWORKS = ["teacher/model.safetensors", "student-1/model.safetensors"]
@@ -110,9 +110,7 @@ def test_a_worker_that_is_killed_is_replaced(swept, tmp_path):
 
 
 def test_workers_that_are_killed_again_and_again_end_it_with_one_line(tmp_path):
-    with pytest.raises(
-        MemoryError, match=r"was killed at it 3 times.*start it again with fewer than workers=2"
-    ) as caught:
+    with pytest.raises(MemoryError, match=r"killed at it again and again.*fewer than workers=2") as caught:
         killed(tmp_path, itertools.count())
     assert "\n" not in str(caught.value)
     left = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
@@ -221,6 +219,13 @@ def test_started_again_it_does_only_what_is_missing(grid):
         ("preset: smoke", "holds no grid: write it as preset: smoke"),
         ("grid: {}", "holds no grid"),
         ("{grid: {seed: [0]}, sead: 1}", "has an entry 'sead', which means nothing"),
+        ("{settings: {seed: 1}, grid: {seed: [0]}}", "says 'seed' where it cannot, or twice"),
+        ("{settings: [a], grid: {seed: [0]}}", "is no grid: write it as"),
+        ("{grid: {1: [0]}}", "is no grid"),
+        ("{preset: [a], grid: {seed: [0]}}", "is no grid"),
+        ("grid: {seed: []}", "seed has no values: give some, or leave it out"),
+        ("grid: {data: [a/b.npy, a_b.npy]}", "has two cells of one name"),
+        ("grid: {seed: [1, 1]}", "has two cells of one name"),
         ("grid: {sead: [0]}", "sead=0: there is no setting 'sead'; did you mean 'seed'?"),
         ("grid: {weighting: [snr, sn]}", "weighting='sn' is unknown"),
         ("{preset: smok, grid: {seed: 1}}", "preset='smok' is unknown"),
@@ -238,3 +243,25 @@ def test_a_grid_that_cannot_be_is_a_line_and_starts_nothing(tmp_path, capsys, te
 def test_a_folder_without_a_sweep_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no sweep: there is no grid.json in it; make"):
         compare(tmp_path)
+
+
+def test_cells_that_differ_in_their_network_or_their_steps_are_compared_all_the_same(tmp_path):
+    grid = {"multipliers": [[1], [1, 2]], "end_steps": [1, 2]}
+    shared = {key: value for key, value in RING.items() if key != "steps"} | {"steps": 4}
+    runs = sweep(cells(grid), tmp_path, "smoke", progress=False, **shared)
+    assert [*runs][::3] == ["multipliers=1,end_steps=1", "multipliers=1+2,end_steps=2"]
+    found = Compared(grid, runs, {})
+    assert found.ranked().count("multipliers = ") == 4
+    assert "| multipliers: [1, 2] instead of [1] | 2 | × 1 ± " in found.paired()  # points have no such network
+    assert "one step" not in found.paired()
+
+
+def test_two_cells_in_one_worker_do_not_share_torchs_seeds(tmp_path, swept):
+    """As a Dask worker with several threads has them, the default of ``dask worker``."""
+    from distributed import LocalCluster
+
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    with LocalCluster(**options) as cluster:
+        runs = sweep(SEEDS, tmp_path, "smoke", scheduler=cluster.scheduler_address, progress=False, **RING)
+    for name, run in runs.items():
+        assert same_networks(run.folder, swept[1][name].folder, NETWORKS)
