@@ -153,13 +153,15 @@ def test_run_all_a_second_time_says_the_same_again(name):
 @pytest.mark.parametrize("number", ["00", "05", "06", "07", "08"])
 def test_a_notebook_that_trains_runs_on_smoke_twice_and_then_passes_strict_nbval(number, tmp_path):
     # A side road opens its road's runs. The second time all are finished: figures are read and no bar is shown.
+    # The main road is then executed once more, in a kernel of its own; its side roads, for the time it takes, are not.
     for name in [name for name in NAMES if re.match(rf"(side_roads/)?{number}_", name)]:
         notebook = load_notebook_node(str(ROOT / "notebooks" / name))
         notebook = parameterize_notebook(notebook, {"preset": "smoke", "folder": str(tmp_path / "runs")})
         _, took = run_all_twice(notebook)
         assert took < 60, name
-        nbformat.write(notebook, tmp_path / "again.ipynb")
-        assert_strict_nbval(tmp_path / "again.ipynb")
+        if "/" not in name:
+            nbformat.write(notebook, tmp_path / "again.ipynb")
+            assert_strict_nbval(tmp_path / "again.ipynb")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"(side_roads/)?0\d_", name)])
