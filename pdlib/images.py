@@ -164,6 +164,8 @@ def open_parts(source: str, parts: list[str], reading: Reading) -> list[tuple[Im
 
 def looked_through(folder: str) -> str:
     """The folder, unless it is plainly not one of data: the library would read all that is in it, for minutes."""
+    if _is_saved(folder):
+        return folder
     right = wrong = 0
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -174,6 +176,11 @@ def looked_through(folder: str) -> str:
     if not right or wrong > 2 * right:
         raise DataError(f"holds {right} images or parquet files and {wrong} others: give a folder of the former alone")
     return folder
+
+
+def _is_saved(folder: str) -> bool:
+    """Whether ``datasets`` wrote it, by ``save_to_disk``."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json"))
 
 
 def _tables(source: str, parts: list[str]) -> dict[str, Dataset]:
@@ -193,14 +200,20 @@ def _tables(source: str, parts: list[str]) -> dict[str, Dataset]:
     except Exception:  # it does not: the library looks into its cache alone, instead of asking again and again
         datasets.config.HF_HUB_OFFLINE = True
     try:
-        builder = datasets.load_dataset_builder(source)
-        builder.download_and_prepare()
-        known = list(builder.info.splits)
-        missing = [part for part in parts if part.isidentifier() and part not in known]
+        if _is_saved(source):
+            saved = datasets.load_from_disk(source)
+            saved = saved if isinstance(saved, dict) else {"train": saved}
+            known, opened = list(saved), saved.get
+        else:
+            builder = datasets.load_dataset_builder(source)
+            builder.download_and_prepare()
+            known, opened = list(builder.info.splits), lambda part: builder.as_dataset(split=part)
+        whole = [part for part in parts if part.isidentifier() or (_is_saved(source) and not part.endswith("?"))]
+        missing = [part for part in whole if part not in known]
         if missing:
             raise DataError(f"has no part {missing[0]!r}, only {', '.join(known)}: set split to one of them")
         wanted = [part.rstrip("?") for part in parts if not part.endswith("?") or part[:-1] in known]
-        return {part: builder.as_dataset(split=part) for part in wanted}
+        return {part: opened(part) for part in wanted}
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -317,3 +318,25 @@ def test_labels_that_are_lost_are_made_again_and_a_failing_disk_is_no_broken_ima
     monkeypatch.setattr(images, "_pixels", failing)
     with pytest.raises(DataError, match="Input/output error"):
         load_data(folder, skip_broken=True, size=8)
+
+
+def test_what_datasets_saved_and_arrow_files_are_read_too(tmp_path):
+    import datasets
+
+    columns = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=2)})
+    tables = {}
+    for part, count in (("train", 8), ("test", 70)):
+        rows = {"image": [Image.fromarray(image) for image in grey(count)], "label": [0, 1] * (count // 2)}
+        tables[part] = datasets.Dataset.from_dict(rows, columns)
+    datasets.DatasetDict(tables).save_to_disk(tmp_path / "both")
+    tables["train"].save_to_disk(tmp_path / "one")
+    (tmp_path / "arrow").mkdir()
+    (file,) = (tmp_path / "one").glob("*.arrow")
+    (tmp_path / "arrow" / "train.arrow").write_bytes(file.read_bytes())
+    both, one, arrow = (load_data(tmp_path / name, test="auto") for name in ("both", "one", "arrow"))
+    assert (len(both.x), len(both.test), both.labels.tolist()) == (8, 70, [0, 1] * 4)
+    assert torch.equal(both.x, one.x)
+    assert torch.equal(both.x, arrow.x)
+    for split in ("validation", "train[:4]"):
+        with pytest.raises(DataError, match=f"has no part {re.escape(repr(split))}, only train, test"):
+            load_data(tmp_path / "both", split=split)
