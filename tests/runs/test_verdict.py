@@ -127,4 +127,4 @@ def test_what_it_cost_stands_beside_its_floor(ring):
     assert 4 * weights * examples <= flops["teacher"] <= 6 * weights * examples
     assert flops["students"] == pytest.approx(flops["teacher"] / 3 * 5 * 2, rel=0.2)  # two teacher forwards more
     assert torch.tensor(list(flops.values())).min() > 0
-    assert "of the pace of a plain matrix product here" in report.describe_run(ring)
+    assert "of the pace of plain float32 matrix products here" in report.describe_run(ring)
