@@ -262,6 +262,7 @@ def test_a_signal_while_the_report_is_written_ends_it_with_one_line(tmp_path):
     program = [sys.executable, "-m", "pdlib", "run", *arguments]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr.readline().startswith("this run takes about 00:0")
+        assert re.match(r"[\d.]+ .?FLOP, about \d+ MB of memory, \d+ MB of disk", process.stderr.readline())
         assert process.stderr.readline().startswith("trying it once, report included")
         while not any("ipykernel_launcher" in child.cmdline() for child in psutil.Process(process.pid).children()):
             assert process.poll() is None
