@@ -1,3 +1,4 @@
+import json
 import random
 import re
 import subprocess
@@ -130,6 +131,15 @@ def test_every_place_the_readme_links_to_is_there():
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(links) > 10
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_ratios_the_readme_quotes_are_those_that_were_measured():
+    found = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())
+    quoted = [float(number) for number in re.findall(r"([\d.]+) ×", README[README.index("## How long it takes") :])]
+    measured = [found["update_over_floor"], found["ours_over_peer"], found["sampling"]["step_over_forward"]]
+    assert quoted == [round(one["ratio"], 2) for one in measured] + [
+        round(found["two_processes_over_one"]["throughput"], 2)
+    ]
 
 
 def test_every_target_the_readme_names_is_in_the_makefile():
