@@ -135,7 +135,7 @@ def _train_classifier(
         F.cross_entropy(network.classify(network.hidden(noisy)), labels[batch]).backward()
         optimizer.step()
     with torch.no_grad():
-        parts = zip(x.split(1024), labels.split(1024), strict=True)
+        parts = zip(x.split(256), labels.split(256), strict=True)
         found = torch.cat([network.hidden(_turned(*part) if turned else part[0]) for part in parts])
     network.mean.copy_(found.mean(0))
     deviation = found.var(0).mean().sqrt()
@@ -143,7 +143,7 @@ def _train_classifier(
 
 
 @torch.no_grad()
-def features(network: nn.Module, x: Tensor | Images, batch_size: int = 1024) -> Tensor:
+def features(network: nn.Module, x: Tensor | Images, batch_size: int = 256) -> Tensor:
     """The network's features of x, computed in batches, shape (n, features)."""
     return torch.cat([network(part) for part in x.split(batch_size)])
 

@@ -21,7 +21,7 @@ from pdlib.files import write_json
 from pdlib.grids import Grid
 from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
 from pdlib.processes import processes
-from pdlib.runs.cost import flops, matrix_rate, peak_memory_mb
+from pdlib.runs.cost import flops, matrix_rate, peak_memory_mb, release_memory
 from pdlib.runs.settings import settings_to_json
 from pdlib.sampling import sample_batches
 
@@ -54,6 +54,7 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
     """
     settings, data, path = run.settings, run.data, run.folder / "metrics.json"
     here = processes()
+    release_memory()
     network = feature_network(data, progress=progress) if here.first else None
     begun = {"complete": False, "curves": {}, "run": run.config.get("run")}
     metrics = here.agree(lambda: run.metrics if path.is_file() else begun)
@@ -127,6 +128,7 @@ def _evaluate_one(
     if network is None:
         return {}
     groups = [drawn[k] for k in range(settings.noise_seeds)]
+    release_memory()
     estimates = measure(network, run.data.x if run.data.test is None else run.data.test, groups)
     return {name: list(estimate[:2]) for name, estimate in estimates.items()} | {
         "frechet_distance_left_out": estimates["frechet_distance"].left_out,

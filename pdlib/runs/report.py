@@ -23,7 +23,7 @@ from pdlib import plots
 from pdlib.files import write_bytes
 from pdlib.metrics import METRICS
 from pdlib.processes import alone, processes
-from pdlib.runs.cost import expected_cost
+from pdlib.runs.cost import expected_cost, release_memory
 from pdlib.runs.run import Run, check, default_folder, execute, finish, load_run, new_run, settings_of
 from pdlib.runs.settings import Settings, notebook_parameters, settings_to_json
 from pdlib.runs.verdict import headline, three_numbers, verdict
@@ -92,6 +92,7 @@ def _begin(chosen: Run, progress: bool) -> None:
                 flush=True,
             )
         _rehearse(chosen)
+        release_memory()
 
 
 def _rehearse(run: Run) -> None:
