@@ -55,7 +55,7 @@ class Data:
 
     @property
     def largest(self) -> float:
-        """The largest |x| of any entry of the examples."""
+        """The largest ``|x|`` of any entry of the examples."""
         return max(part.abs().max().item() for part in self.x.split(1024))
 
     @cached_property

@@ -129,7 +129,7 @@ def sample_batches(
         shape: of one sample, such as (1, 8, 8), where the denoiser does not say.
 
     Returns:
-        The samples, shape (count, *shape), on the CPU.
+        The samples, shape ``(count, *shape)``, on the CPU.
 
     Raises:
         ValueError: where no shape is known; and as in :func:`sample`.

@@ -1,4 +1,4 @@
-"""Loss weightings: the weight w(t) on ‖x̂ − x‖², in the notation of Salimans & Ho 2022, section 4.
+"""Loss weightings: the weight w(t) on ‖x̂ − x‖², in the notation of Salimans & Ho 2022, section 4::
 
     "constant"         1
     "snr"              α²/σ²            = the plain ε loss, ‖ε̂ − ε‖²

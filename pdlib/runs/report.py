@@ -204,7 +204,8 @@ now makes of it. Still to come: {", ".join([*run.missing, "the figures"])}. This
 
 def _last(error: BaseException) -> str:
     """The last line of an error that tells the whole story of a kernel."""
-    return str(error).strip().rpartition("\n")[2].strip() or type(error).__name__
+    told = getattr(error, "strerror", None) or error
+    return str(told).strip().rpartition("\n")[2].strip() or type(error).__name__
 
 
 def _kernel(home: str) -> type:

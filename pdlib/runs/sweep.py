@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -80,6 +80,9 @@ def _finished(
 
     count = min(workers or joblib.cpu_count(), len(runs))
     with ExitStack() as stack:
+        client_log = logging.getLogger("distributed.client")  # it writes down all of what is said in a line below
+        stack.callback(client_log.setLevel, client_log.level)
+        client_log.setLevel(logging.CRITICAL)
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}))
         try:
             if scheduler is None:
@@ -120,7 +123,8 @@ def _finish_with_report(run: Run) -> None:
             torch.set_num_threads(1)
             write_report(finish(run, progress=False), progress=False)
     except Exception as error:
-        write_failed(run, error)
+        with suppress(Exception):  # of a full disk, say, which is perhaps what failed
+            write_failed(run, error)
         raise
 
 
