@@ -5,7 +5,7 @@ CHAIN := $(sort $(wildcard notebooks/0*.ipynb notebooks/side_roads/*.ipynb noteb
 # Those that train for long are tested on their smoke preset, by tests/test_notebooks.py.
 QUICK := $(sort $(wildcard $(foreach n,1 2 3 4 9,notebooks/0$n*.ipynb notebooks/side_roads/0$n*.ipynb) notebooks/explorer.ipynb notebooks/solutions/*.ipynb))
 
-.PHONY: report test lab explore notebooks bench format clean
+.PHONY: report test lab explore site notebooks bench format clean
 .DEFAULT_GOAL := report
 
 report: .venv/installed
@@ -25,6 +25,10 @@ lab: .venv/installed-all
 PORT ?= 8866
 explore: .venv/installed-all
 	cd notebooks && ../$(BIN)/voila explorer.ipynb --port $(PORT)
+
+# The book, from the stored notebooks, in site/build: any file server serves it, `python -m http.server -d site/build`.
+site: .venv/installed-all
+	$(BIN)/python site/build.py
 
 # What differs from one execution to the next without any cell or output being another.
 UNSTABLE := metadata.papermill metadata.language_info.version cell.metadata.papermill cell.metadata.execution
@@ -73,6 +77,6 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .venv/installed-all: .venv/installed
 	mv .venv/made .venv/filling
-	$(INSTALL) '.[data,diffusers,explore,test]'
+	$(INSTALL) '.[data,diffusers,explore,site,test]'
 	mv .venv/filling .venv/made
 	touch $@

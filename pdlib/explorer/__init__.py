@@ -1,7 +1,7 @@
 """The weighting explorer: turn a schedule, a weighting and a number of steps, and see what each step gets.
 
-An :class:`ExplorerState` is every knob; :func:`compute` turns one into figures, :func:`sentences` says what to see in
-them, :func:`draw` makes panels of them, and :class:`WeightingExplorer` lets a person turn the knobs.
+An :class:`ExplorerState` is every knob; :func:`compute` turns one into figures; :class:`WeightingExplorer` lets a
+person turn the knobs, and computes, says and draws what they come to in the browser.
 """
 
 import lazy_loader
@@ -9,11 +9,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "state": ["CHOICES", "LABELS", "RANGES", "ExplorerState", "from_dict", "from_query", "problems", "to_query"],
-        "figures": ["Figures", "compute"],
+        "state": ["KNOBS", "PRESETS", "ExplorerState", "from_dict", "from_query"],
+        "figures": ["Curves", "Figures", "compute"],
         "lines": ["python_lines", "run_line"],
-        "presets": ["PRESETS"],
-        "drawing": ["PANELS", "Axes", "Panel", "draw", "picture", "sentences"],
-        "widget": ["WeightingExplorer"],
+        "picture": ["PANELS", "picture"],
+        "widget": ["CSS", "MODULE", "WeightingExplorer"],
     },
 )

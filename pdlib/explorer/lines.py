@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pdlib.explorer.state import ExplorerState, plain
+from pdlib.explorer.state import ExplorerState
 from pdlib.predictions import output_channels
-from pdlib.schedules import SCHEDULES, DiscreteSchedule
+from pdlib.schedules import SCHEDULES
 from pdlib.weightings import Clipped, Weighting
 
 __all__ = ["python_lines", "run_line"]
@@ -12,8 +12,8 @@ __all__ = ["python_lines", "run_line"]
 
 def python_lines(state: ExplorerState) -> str:
     """Python that trains a network with this schedule, prediction and weighting at the N times of the grid."""
-    T = state.T if isinstance(state.noise_schedule, DiscreteSchedule) else None
-    ends = {"log_snr_min": state.log_snr_min, "log_snr_max": state.log_snr_max}
+    T = state.T if state.is_discrete else None
+    ends = dict(zip(("log_snr_min", "log_snr_max"), state.ends, strict=True))
     weighting = _weighting_code(state.loss_weighting)
     names = {"Clean", "Denoiser", "Grid", "Objective", "TrainingSettings", "UNet", "fit", "load_data", "make_schedule"}
     names |= {name for name in ("Clipped", "Density") if f"{name}(" in weighting}
@@ -41,17 +41,19 @@ def run_line(state: ExplorerState) -> str:
     """The command that runs a chain down to N steps with these settings, or a comment on why no run has them."""
     if state.weighting == "log_snr_density":
         return "# no run: a run weights its N steps with the density as on N steps, not on T; use the Python lines"
-    if isinstance(state.noise_schedule, DiscreteSchedule) and state.T != 1000:
+    if state.is_discrete and state.T != 1000:
         return f"# no run: the discrete schedules of a run have T = 1000, not {state.T}; use the Python lines"
-    if (state.log_snr_min or 0) > 0 or (state.log_snr_max or 0) < 0:
+    low, high = state.ends
+    if (low or 0) > 0 or (high or 0) < 0:
         return "# no run: a run has its λ_min at 0 or below, and its λ_max at 0 or above; use the Python lines"
     name = state.schedule
     if state.zero_terminal and f"{name}_zero_terminal" in SCHEDULES:
         name += "_zero_terminal"
-    elif state.zero_terminal and state.log_snr_min is not None:
+    elif state.zero_terminal and low is not None:
         return "# no run: zero terminal SNR takes λ_min back; switch one of them off"
-    shared = ("schedule", "log_snr_min", "log_snr_max", "prediction", "weighting", "clip_min", "clip_max")
-    chosen = {knob: getattr(state, knob) for knob in shared}
-    chosen |= {"schedule": name, "weighting": state.weighting.removesuffix("_of_steps")}
+    chosen = {"schedule": name, "log_snr_min": low, "log_snr_max": high, "prediction": state.prediction}
+    chosen |= {"weighting": state.weighting.removesuffix("_of_steps")}
+    chosen |= {"clip_min": state.clip_min, "clip_max": state.clip_max}
     chosen |= {"steps": max(64, 2 * state.N), "end_steps": state.N}
-    return "pdlib run " + " ".join(f"--set {key}={plain(value)}" for key, value in chosen.items() if value is not None)
+    texts = {key: f"{value:.12g}" if isinstance(value, float) else value for key, value in chosen.items()}
+    return "pdlib run " + " ".join(f"--set {key}={text}" for key, text in texts.items() if text is not None)

@@ -1,241 +1,251 @@
-// The browser's half of pdlib.explorer.WeightingExplorer: it builds the controls that Python lists, sends what they
-// are set to, and puts the drawings that come back in their places. It computes nothing.
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+// The knobs, and what is around the panels. render is for notebooks, mount for any page.
+function made(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html.trim();
+  return document.importNode(template.content.firstChild, true);
 }
 
-function shown(value) {
-  return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(3))).replace("-", "−");
-}
-
-// One knob: its element, read() for the value it is set to, and write(value) to set it.
-function makeKnob(knob, id, changed) {
-  const problem = element("p", { className: "problem", id: `${id}-problem` });
-  problem.setAttribute("role", "alert");
-  const root = element("div", { className: "knob" });
-  root.dataset.knob = knob.name;
-  const label = element("label", { htmlFor: id, textContent: knob.label });
-  const made = { root, problem };
-
-  if (knob.kind === "choice") {
-    const select = element("select", { id, onchange: changed });
-    for (const [value, text] of knob.options) select.append(element("option", { value, textContent: text }));
-    root.append(label, select);
-    made.input = select;
-    made.read = () => select.value;
-    made.write = (value) => (select.value = value);
-  } else if (knob.kind === "switch") {
-    const box = element("input", { id, type: "checkbox", onchange: changed });
-    root.append(element("span", { className: "line" }, box, label));
-    made.input = box;
-    made.read = () => box.checked;
-    made.write = (value) => (box.checked = value);
-  } else if (knob.kind === "number") {
-    const field = element("input", { id, type: "number", min: knob.min, max: knob.max, step: knob.step, oninput: changed });
-    root.append(label, field);
-    made.input = field;
-    made.read = () => (field.value === "" ? "" : Number(field.value));
-    made.write = (value) => (field.value = value);
-  } else {
-    const logarithmic = knob.kind.endsWith("log");
-    const to = knob.kind === "power" ? (p) => 2 ** p : logarithmic ? (p) => Number((10 ** p).toPrecision(2)) : (p) => p;
-    const from = knob.kind === "power" ? Math.log2 : logarithmic ? Math.log10 : (value) => value;
-    let value = knob.start; // the slider's stops are coarser than what a link may set
-    const output = element("output", { htmlFor: id });
-    const show = () => {
-      slider.value = from(value);
-      const text = slider.disabled ? "off" : shown(value);
-      output.textContent = text;
-      slider.setAttribute("aria-valuetext", text);
-    };
-    const slider = element("input", { id, type: "range", min: from(knob.min), max: from(knob.max), step: knob.step });
-    slider.oninput = () => ((value = to(Number(slider.value))), show(), changed());
-    const head = element("span", { className: "line" }, label, output);
-    if (knob.kind.startsWith("optional")) {
-      const box = element("input", { type: "checkbox" });
-      box.setAttribute("aria-label", `use ${knob.label}`);
-      box.onchange = () => ((slider.disabled = !box.checked), show(), changed());
-      head.prepend(box);
-      made.read = () => (box.checked ? value : null);
-      made.write = (given) => {
-        box.checked = given !== null;
-        slider.disabled = given === null;
-        value = given ?? value;
-        show();
-      };
-    } else {
-      made.read = () => value;
-      made.write = (given) => ((value = given), show());
-    }
-    root.append(head, slider);
-    made.input = slider;
-  }
-  made.input.setAttribute("aria-describedby", problem.id);
-  root.append(problem);
-  return made;
-}
-
-async function copy(text, button, otherwise) {
-  const label = (button.dataset.label ??= button.textContent);
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Not allowed here: copy it below";
-    otherwise();
-  }
-  setTimeout(() => (button.textContent = label), 1500);
-}
-
-function download(href, name) {
-  element("a", { href, download: name }).click();
-}
-
-function downloadPNG(svg, name) {
-  const image = new Image();
-  image.onload = () => {
-    const canvas = element("canvas", { width: 2 * image.width, height: 2 * image.height });
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    download(canvas.toDataURL("image/png"), name);
+// One knob: its element, read() for the value that it is set to, write(value) to set it, tell(problem, why it is idle).
+function makeKnob(name, id, turned) {
+  const { label, about, options, min: low, max: high, base, step, off } = KNOBS[name];
+  const from = (value) => (base ? Math.log(value) / Math.log(base) : value);
+  const to = (stop) => (base === 10 ? Number((10 ** stop).toPrecision(2)) : base ? base ** stop : stop);
+  const kind = options ? "select" : low === undefined ? "checkbox" : step ? "range" : "number";
+  const items = Object.entries(options ?? {}).map(([value, words]) => `<option value="${value}">${words}</option>`);
+  const slider = `<input id="${id}" type="${kind}" min="${from(low)}" max="${from(high)}" step="${step ?? 1}">`;
+  const control = options ? `<select id="${id}">${items.join("")}</select>` : slider;
+  const root = made(`<div class="knob" data-knob="${name}" title="${about}">
+    <span class="name"><input class="use" type="checkbox" aria-label="use ${label}" checked>
+    <label for="${id}">${label}</label></span>${control}<output for="${id}"></output>
+    <p class="note" id="${id}-note" role="alert"></p></div>`);
+  const [use, input, output, note] = [".use", `#${id}`, "output", ".note"].map((one) => root.querySelector(one));
+  if (!off) use.remove();
+  input.setAttribute("aria-describedby", note.id);
+  let [value, why] = [off, ""]; // a slider's stops are coarser than what a link may set
+  const show = () => {
+    use.disabled = why !== "";
+    input.disabled = use.disabled || !use.checked;
+    if (kind !== "range") return;
+    output.textContent = use.checked ? shown(name, value) : "off";
+    input.setAttribute("aria-valuetext", output.textContent);
   };
-  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(svg);
+  input.addEventListener("input", () => {
+    value = { select: input.value, checkbox: input.checked }[kind] ?? to(input.valueAsNumber);
+    turned(show());
+  });
+  use.addEventListener("change", () => turned(show()));
+  return {
+    root,
+    read: () => (use.checked ? value : null),
+    write(given) {
+      use.checked = given !== null;
+      value = given ?? value;
+      input[kind === "checkbox" ? "checked" : "value"] = options ? value : from(value);
+      show();
+    },
+    tell(problem = "", reason = "") {
+      put(note, problem || reason, "textContent");
+      note.classList.toggle("problem", problem !== "");
+      input.setAttribute("aria-invalid", problem !== "");
+      why = reason;
+      show();
+    },
+  };
 }
 
-function render({ model, el }) {
-  const prefix = `pdlib-${Math.random().toString(36).slice(2)}`;
-  const root = element("div", { className: "pdlib-explorer" });
-  // In JupyterLab keys turn our knobs, and do not walk through the notebook.
-  root.dataset.lmSuppressShortcuts = "true";
-  root.addEventListener("keydown", (event) => event.key !== "Escape" && event.stopPropagation());
-  el.append(root);
+function copy(text, button, otherwise) {
+  const label = (button.dataset.label ??= button.textContent);
+  const say = (words) => (button.textContent = words);
+  const written = navigator.clipboard?.writeText(text) ?? Promise.reject();
+  written.then(() => say("Copied"), () => otherwise(say("Not allowed here: copy it below")));
+  setTimeout(() => say(label), 1500);
+}
 
-  // What a control is set to goes to Python at once; while Python is busy, only the latest setting waits.
-  const knobs = new Map();
-  const send = (values) => {
-    model.set("controls", values);
+async function save(kind, svg) {
+  const download = (href) => Object.assign(made("<a></a>"), { href, download: `weighting.${kind}` }).click();
+  const image = Object.assign(new Image(), { src: "data:image/svg+xml;charset=utf-8," + encodeURIComponent(svg) });
+  if (kind === "svg") return download(image.src);
+  await image.decode();
+  const canvas = made(`<canvas width="${2 * image.width}" height="${2 * image.height}"></canvas>`);
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  download(canvas.toDataURL("image/png"));
+}
+
+// A panel in the page, as wide as there is room; under a pointer it shows the values of a step.
+function makePanel(name) {
+  const below = `<figcaption ${name === "share" ? 'aria-live="polite"' : ""}></figcaption>`;
+  const root = made(`<figure data-panel="${name}"><svg></svg><i></i><div class="tip"></div>${below}</figure>`);
+  const [svg, rule, tip, caption] = ["svg", "i", ".tip", "figcaption"].map((one) => root.querySelector(one));
+  let [drawn, f, width] = [null, null, 0];
+  const hide = () => (tip.hidden = rule.hidden = true);
+  const point = (event) => {
+    const at = event.clientX - svg.getBoundingClientRect().left;
+    const places = edges(f).map(drawn.x);
+    const i = f.steps.t.findIndex((_, k) => (at - places[k]) * (at - places[k + 1]) <= 0);
+    if (i < 0) return hide();
+    const values = drawn.layers.filter(({ mark, label }) => label && (mark === "stairs" || mark === "bars"));
+    const said = values.map(({ label, y, unit = "" }) => `${label}: ${number(y[i])}${unit}`);
+    const step = `step ${i + 1} of ${f.state.N}, t = ${moment(f, i)}, λ = ${number(f.steps.log_snr[i])}`;
+    tip.textContent = [step, ...said].join("\n");
+    tip.hidden = rule.hidden = false;
+    rule.style.left = `${at}px`;
+    tip.style.left = `${min(at + 12, max(0, width - tip.offsetWidth - 4))}px`;
+  };
+  for (const kind of ["pointermove", "pointerdown"]) svg.addEventListener(kind, point);
+  svg.addEventListener("pointerleave", hide);
+  const show = (figures, frozen) => {
+    f = figures;
+    hide();
+    drawn = draw(svg, name, f, frozen, max(width, 240));
+    put(caption, PANELS[name].say(f), "textContent");
+  };
+  return { root, show, fit: () => (width = Math.floor(root.clientWidth)) };
+}
+
+// The first group of presets, and the others folded. mark(state) marks those that the state is.
+function makePresets(chosen) {
+  const buttons = [];
+  const group = ([name, links]) => {
+    const row = made(`<div class="group" role="group" aria-label="${name}"><span>${name}</span></div>`);
+    for (const [label, link] of Object.entries(links)) {
+      const [button, { state }] = [made(`<button type="button">${label}</button>`), fromQuery(link)];
+      button.addEventListener("click", () => chosen(state));
+      buttons.push([button, state]);
+      row.append(button);
+    }
+    return row;
+  };
+  const [first, ...others] = Object.entries(PRESETS).map(group);
+  const more = made("<details class=more><summary></summary><div></div></details>");
+  more.lastChild.append(...others);
+  const mark = (state) => {
+    for (const [button, preset] of buttons) button.setAttribute("aria-pressed", difference(state, preset) === "");
+    const pressed = more.querySelector("[aria-pressed=true]");
+    more.firstChild.textContent = pressed ? `More presets: ${pressed.textContent}` : "More presets";
+  };
+  return { roots: [first, more], mark };
+}
+
+// Below a strip of panels, on a narrow screen: which there are, and which is in view.
+function makeDots(nav, box) {
+  [...box.children].forEach((panel, k) => {
+    nav.append(made(`<button type="button" aria-label="show panel ${k + 1}">${k + 1}</button>`));
+    nav.lastChild.addEventListener("click", () => box.scrollTo({ left: panel.offsetLeft, behavior: "smooth" }));
+  });
+  const mark = () => {
+    const inView = Math.round(box.scrollLeft / max(1, box.clientWidth));
+    [...nav.children].forEach((dot, k) => dot.setAttribute("aria-current", k === inView));
+  };
+  box.addEventListener("scroll", mark);
+  mark();
+}
+
+// The explorer in an element. changed(state, frozen) is told what is set; link(query) says how to come back to it.
+function build(el, { state: opened, notice = "", frozen = null, knobs: some, panels: names, changed, link }) {
+  const root = made(LAYOUT);
+  const part = (selector) => root.querySelector(selector);
+  const [status, panelBox, lines, compare] = [".notice", ".panels", ".lines", ".compare"].map(part);
+  const click = (selector, act) => part(selector).addEventListener("click", (event) => act(event.target));
+  let { state, notice: complaint } = usable(opened); // the last good one, which is drawn
+  let [fresh, waiting] = [true, false];
+  const settings = () => `${pythonLines(state)}\n\n# or, in a shell\n${runLine(state)}`;
+  // Drawn at once, and at most once in a frame.
+  const redraw = () => {
+    if (!fresh) return (waiting = true);
+    [fresh, waiting] = [false, false];
+    requestAnimationFrame(() => ((fresh = true), waiting && redraw()));
+    const [figures, behind] = [compute(state), frozen && compute(frozen)];
+    for (const panel of panels) panel.show(figures, behind);
+    part(".grey").textContent = frozen ? `in grey: ${difference(frozen, state) || "the same"}` : "";
+    lines.lastChild.textContent = `${settings()}\n\n# link\n${link(toQuery(state))}`;
+    presets.mark(state);
+  };
+  const turned = () => {
+    const wanted = { ...state };
+    for (const name in knobs) wanted[name] = knobs[name].read();
+    const [wrong, why] = [problems(wanted), idle(wanted)];
+    for (const name in knobs) knobs[name].tell(wrong[name], why[name]);
+    const stale = Object.keys(wrong).length > 0;
+    status.textContent = stale ? `No picture for this. The panels still show ${difference(state, wanted)}.` : "";
+    panelBox.classList.toggle("stale", stale);
+    if (stale) return;
+    state = wanted;
+    redraw();
+    changed(state, frozen);
+  };
+  const write = (given, said = "") => {
+    state = { ...given };
+    for (const name in knobs) knobs[name].write(state[name]);
+    turned();
+    if (said) status.textContent = said;
+  };
+  const freeze = (given) => {
+    frozen = given;
+    compare.checked = frozen !== null;
+    redraw();
+  };
+
+  const prefix = `pdlib-${Math.random().toString(36).slice(2)}`;
+  const knobs = Object.fromEntries(some.map((name) => [name, makeKnob(name, `${prefix}-${name}`, turned)]));
+  const [presets, panels] = [makePresets(write), names.map(makePanel)];
+  part(".knobs").append(...Object.values(knobs).map((knob) => knob.root));
+  panelBox.append(...panels.map((panel) => panel.root));
+  makeDots(part(".dots"), panelBox);
+  if (some.length === Object.keys(KNOBS).length) part(".head").prepend(...presets.roots);
+  const openLines = () => ((lines.open = true), lines.lastChild.focus());
+  const drawing = () => picture(names, compute(state), frozen && compute(frozen));
+  compare.addEventListener("change", () => {
+    freeze(compare.checked ? state : null);
+    changed(state, frozen);
+  });
+  click(".reset", () => (freeze(null), write(DEFAULTS)));
+  click(".svg", () => save("svg", drawing()));
+  click(".png", () => save("png", drawing()));
+  click(".code", (button) => copy(settings(), button, openLines));
+  click(".link", (button) => copy(link(toQuery(state)), button, openLines));
+  // In JupyterLab keys turn our knobs, and do not walk through the notebook.
+  root.addEventListener("keydown", (event) => event.key !== "Escape" && event.stopPropagation());
+  el.replaceChildren(root);
+
+  const fit = () => panels.forEach((panel) => panel.fit());
+  new ResizeObserver(() => redraw(fit())).observe(panelBox);
+  fit();
+  freeze(frozen);
+  write(state, notice || complaint);
+  return { write, freeze };
+}
+
+// The explorer in an element of any page, in a state; without one in that of the address, which then follows it.
+function mount(el, state) {
+  const query = () => location.hash.slice(1);
+  const link = (to) => location.href.split("#")[0] + (to && `#${to}`);
+  const everything = { knobs: Object.keys(KNOBS), panels: Object.keys(PANELS), link };
+  if (state) return build(el, { ...everything, state: { ...DEFAULTS, ...state }, changed() {} });
+  let timer = 0;
+  const changed = (now) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => history.replaceState(null, "", link(toQuery(now))), 150);
+  };
+  const explorer = build(el, { ...everything, ...fromQuery(query()), changed });
+  const follow = ({ state: asked, notice }) => explorer.write(asked, notice);
+  addEventListener("hashchange", () => follow(fromQuery(query())));
+  return explorer;
+}
+
+// The explorer in a notebook, where the model may have no kernel behind it.
+function render({ model, el }) {
+  const [frozen, knobs, panels] = ["frozen", "knobs", "panels"].map((name) => model.get(name));
+  const settings = () => ({ ...DEFAULTS, ...model.get("settings") });
+  const link = (query) => `WeightingExplorer.from_link("${query}")`;
+  const changed = (state, behind) => {
+    model.set({ settings: state, frozen: behind });
     model.save_changes();
   };
-  const readAll = () => ({
-    ...model.get("controls"),
-    ...Object.fromEntries([...knobs].map(([name, knob]) => [name, knob.read()])),
-  });
-  const writeAll = (values) => knobs.forEach((knob, name) => knob.write(values[name]));
-  const knobColumn = element("div", { className: "knobs" });
-  for (const knob of model.get("knobs")) {
-    const made = makeKnob(knob, `${prefix}-${knob.name}`, () => send(readAll()));
-    knobs.set(knob.name, made);
-    knobColumn.append(made.root);
-  }
-  writeAll(model.get("controls"));
-
-  const presets = element("details", { className: "presets" }, element("summary", { textContent: "Presets" }));
-  for (const [group, states] of model.get("presets")) {
-    const buttons = element("div", { className: "buttons" });
-    buttons.setAttribute("role", "group");
-    buttons.setAttribute("aria-label", group);
-    for (const [label, state] of states) {
-      const button = element("button", { type: "button", textContent: label });
-      button.onclick = () => (writeAll(state), send({ ...state }));
-      buttons.append(button);
-    }
-    presets.append(element("div", { className: "group" }, element("span", { textContent: group }), buttons));
-  }
-  presets.hidden = model.get("presets").length === 0;
-  const wide = matchMedia("(min-width: 600px)").matches;
-  presets.open = wide;
-
-  const panels = element("div", { className: "panels" });
-  const figures = new Map();
-  for (const name of Object.keys(model.get("panels"))) {
-    const drawing = element("div", { className: "drawing" });
-    const caption = element("figcaption");
-    const figure = element("figure", {}, drawing, caption);
-    figure.dataset.panel = name;
-    if (name === "share") caption.setAttribute("aria-live", "polite");
-    figures.set(name, { drawing, caption, svg: "" });
-    panels.append(figure);
-  }
-  if (!wide) {
-    panels.tabIndex = 0; // a strip that scrolls sideways
-    panels.setAttribute("role", "group");
-    panels.setAttribute("aria-label", `${figures.size} panels, side by side`);
-  }
-
-  const notice = element("p", { className: "notice" });
-  notice.setAttribute("role", "status");
-  const compare = element("input", { type: "checkbox", id: `${prefix}-compare`, checked: model.get("compare") });
-  compare.onchange = () => (model.set("compare", compare.checked), model.save_changes());
-  const lines = element("pre", { className: "lines", tabIndex: 0 });
-  const settings = () => `${model.get("lines").python}\n\n# or, in a shell\n${model.get("lines").command}`;
-  const link = () => {
-    const query = model.get("lines").query;
-    if (!model.get("on_page")) return `WeightingExplorer.from_link("${query}")`;
-    const theme = new URLSearchParams(location.search).get("theme"); // Voilà's own
-    const parts = [query, theme && `theme=${encodeURIComponent(theme)}`].filter(Boolean);
-    return `${location.origin}${location.pathname}${parts.length ? "?" + parts.join("&") : ""}`;
-  };
-  let wanted = null; // the kind of file that was asked for
-  const save = (kind) => ((wanted = kind), model.send("picture"));
-  model.on("msg:custom", (message) => {
-    if (!message.picture || !wanted) return;
-    if (wanted === "png") downloadPNG(message.picture, "weighting.png");
-    else download("data:image/svg+xml;charset=utf-8," + encodeURIComponent(message.picture), "weighting.svg");
-    wanted = null;
-  });
-  const button = (textContent, act) => {
-    const made = element("button", { type: "button", textContent });
-    made.onclick = () => act(made);
-    return made;
-  };
-  const actions = element(
-    "div",
-    { className: "actions" },
-    element(
-      "span",
-      { className: "line" },
-      compare,
-      element("label", { htmlFor: compare.id, textContent: "compare: keep this in grey" }),
-    ),
-    button("Save picture (SVG)", () => save("svg")),
-    button("Save picture (PNG)", () => save("png")),
-    button("Copy settings", (made) => copy(settings(), made, openLines)),
-    button("Copy link", (made) => copy(link(), made, openLines)),
-  );
-  const code = element("details", {}, element("summary", { textContent: "Settings of the picture as code" }), lines);
-  const openLines = () => ((code.open = true), lines.focus());
-
-  root.append(notice, presets, element("div", { className: "body" }, knobColumn, panels), actions, code);
-
-  const draw = () => {
-    const svgs = model.get("panels");
-    const said = model.get("said");
-    for (const [name, figure] of figures) {
-      if (figure.svg !== svgs[name]) figure.drawing.innerHTML = figure.svg = svgs[name];
-      if (figure.caption.textContent !== said[name]) figure.caption.textContent = said[name];
-    }
-    lines.textContent = `${settings()}\n\n# link\n# ${link()}`;
-  };
-  const complain = () => {
-    const problems = model.get("problems");
-    knobs.forEach((knob, name) => {
-      knob.problem.textContent = problems[name] ?? "";
-      knob.input.setAttribute("aria-invalid", String(name in problems));
-    });
-    const elsewhere = Object.keys(problems).filter((name) => !knobs.has(name));
-    notice.textContent = elsewhere.map((name) => problems[name]).join("; ") || model.get("notice");
-  };
+  const explorer = build(el, { state: settings(), frozen, knobs, panels, link, changed });
   // Another view of the explorer, or Python, may have turned the knobs; what is turned here is right already.
-  model.on("change:controls", () => {
-    if (!knobColumn.contains(document.activeElement)) writeAll(model.get("controls"));
-  });
-  model.on("change:compare", () => (compare.checked = model.get("compare")));
-  model.on("change:panels change:said change:lines", draw);
-  model.on("change:problems change:notice", complain);
-  draw();
-  complain();
+  model.on("change:settings", () => el.contains(document.activeElement) || explorer.write(settings()));
+  model.on("change:frozen", () => explorer.freeze(model.get("frozen")));
 }
 
+export { compute, problems, toQuery, fromQuery, pythonLines, runLine, PANELS, mount };
 export default { render };

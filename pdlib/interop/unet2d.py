@@ -52,7 +52,7 @@ class UNet2D(nn.Module):
     def timestep(self, time: Tensor) -> Tensor:
         """Its own count of the time, float64: i − 1 at the i-th of its times, from 0 to T − 1. time: (batch,)."""
         time = time.to(self.times)
-        above = torch.searchsorted(self.times, time).clamp(1, len(self.times) - 1)
+        above = (self.times < time[:, None]).sum(1).clamp(1, len(self.times) - 1)
         low, high = self.times[above - 1], self.times[above]
         return (above - 2 + (time - low) / (high - low)).clamp(0, len(self.times) - 2)
 

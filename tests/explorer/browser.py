@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 from playwright.sync_api import Browser, sync_playwright
 
@@ -40,15 +43,29 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @contextmanager
-def serve(*command: str, path: str = "", cwd: Path = NOTEBOOKS) -> Iterator[str]:
+def serve_folder(folder: Path) -> Iterator[str]:
+    """Serve a folder's files until the block ends; yields the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()
+
+
+@contextmanager
+def serve(*command: str, path: str = "", cwd: Path = NOTEBOOKS, env: Mapping[str, str] = os.environ) -> Iterator[str]:
     """Run ``python -m command --port …`` until the block ends; yields the address at which it answers."""
     port = free_port()
     address = f"http://localhost:{port}"
     process = subprocess.Popen(
         [sys.executable, "-m", *command, "--no-browser", "--port", str(port)],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env={**env, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -69,8 +86,3 @@ def serve(*command: str, path: str = "", cwd: Path = NOTEBOOKS) -> Iterator[str]
     finally:
         process.terminate()
         process.wait(20)
-
-
-def serve_explorer():
-    """The page of ``make explore``."""
-    return serve("voila", "explorer.ipynb", path="/voila/files/none")
