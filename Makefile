@@ -21,10 +21,9 @@ test: .venv/installed-all
 lab: .venv/installed-all
 	$(BIN)/jupyter lab notebooks
 
-# A page with the weighting explorer; the address is printed. PORT=… for another than 8866.
-PORT ?= 8866
+# The weighting explorer: one page that needs no server, opened in a browser.
 explore: .venv/installed-all
-	cd notebooks && ../$(BIN)/voila explorer.ipynb --port $(PORT)
+	$(BIN)/python -m pdlib.explorer
 
 # The book, from the stored notebooks, in site/build: any file server serves it, `python -m http.server -d site/build`.
 site: .venv/installed-all
@@ -44,13 +43,16 @@ notebooks: .venv/installed-all
 		case $$notebook in notebooks/compare.ipynb|notebooks/0[5-8]*|notebooks/side_roads/0[5-8]*) $(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1;; esac; \
 		echo "$$notebook: $$(($$(date +%s) - start)) s"; \
 	done
-	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(UNSTABLE)" notebooks/report.ipynb notebooks/compare.ipynb notebooks/explorer.ipynb $(CHAIN)
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(UNSTABLE)" notebooks/report.ipynb notebooks/compare.ipynb $(CHAIN)
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id --keep-metadata-keys metadata.widgets --extra-keys "$(UNSTABLE)" notebooks/explorer.ipynb
 	cp runs/default/report.png notebooks/report.png
 
 bench: .venv/installed-all
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/interop_cost.py
 	$(BIN)/python benchmarks/explorer_latency.py
+	$(BIN)/pdlib run
+	$(BIN)/python benchmarks/students_in_the_page.py
 
 format: .venv/installed-all
 	$(BIN)/ruff check --fix .
@@ -77,6 +79,6 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .venv/installed-all: .venv/installed
 	mv .venv/made .venv/filling
-	$(INSTALL) '.[data,diffusers,explore,site,test]'
+	$(INSTALL) '.[data,diffusers,explore,onnx,site,test]'
 	mv .venv/filling .venv/made
 	touch $@

@@ -14,7 +14,7 @@ from pdlib.files import cache_folder, write_bytes
 
 def page() -> str:
     """The page's HTML. It names its script and style by their hashes: nothing else may run, or be asked for."""
-    module = MODULE + '\nmount(document.querySelector("main"));\n'
+    module = MODULE + '\nmount(document.querySelector("main > div"));\n'
     script, style = (f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}" for text in (module, CSS))
     html = Path(__file__).with_name("page.html").read_text("utf-8")
     return html.format(css=CSS, module=module, script=script, style=style)

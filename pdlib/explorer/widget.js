@@ -12,7 +12,8 @@ function makeKnob(name, id, turned) {
   const to = (stop) => (base === 10 ? Number((10 ** stop).toPrecision(2)) : base ? base ** stop : stop);
   const kind = options ? "select" : low === undefined ? "checkbox" : step ? "range" : "number";
   const items = Object.entries(options ?? {}).map(([value, words]) => `<option value="${value}">${words}</option>`);
-  const slider = `<input id="${id}" type="${kind}" min="${from(low)}" max="${from(high)}" step="${step ?? 1}">`;
+  const range = low === undefined ? "" : `min="${from(low)}" max="${from(high)}" step="${step ?? 1}"`;
+  const slider = `<input id="${id}" type="${kind}" ${range}>`;
   const control = options ? `<select id="${id}">${items.join("")}</select>` : slider;
   const root = made(`<div class="knob" data-knob="${name}" title="${about}">
     <span class="name"><input class="use" type="checkbox" aria-label="use ${label}" checked>
@@ -191,14 +192,15 @@ function build(el, { state: opened, notice = "", frozen = null, knobs: some, pan
   part(".knobs").append(...Object.values(knobs).map((knob) => knob.root));
   panelBox.append(...panels.map((panel) => panel.root));
   makeDots(part(".dots"), panelBox);
-  if (some.length === Object.keys(KNOBS).length) part(".head").prepend(...presets.roots);
+  const whole = some.length === Object.keys(KNOBS).length;
+  if (whole) part(".head").prepend(...presets.roots);
   const openLines = () => ((lines.open = true), lines.lastChild.focus());
   const drawing = () => picture(names, compute(state), frozen && compute(frozen));
   compare.addEventListener("change", () => {
     freeze(compare.checked ? state : null);
     changed(state, frozen);
   });
-  click(".reset", () => (freeze(null), write(DEFAULTS)));
+  click(".reset", () => (freeze(null), write(whole ? DEFAULTS : opened)));
   click(".svg", () => save("svg", drawing()));
   click(".png", () => save("png", drawing()));
   click(".code", (button) => copy(settings(), button, openLines));

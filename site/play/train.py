@@ -72,7 +72,9 @@ def save_digits(run: Path, folder: Path) -> None:
 
     run = load_run(run)
     steps = [run.settings.steps, *(grid.N for grid in Grid(run.settings.steps).down_to(run.settings.end_steps))]
-    save_for_page({str(N): run.denoiser(N) for N in steps}, folder, run=run.settings.data)
+    told = ("data", "method", "weighting", "teacher_updates", "stage_updates", "seed")
+    about = {name: getattr(run.settings, name) for name in told}
+    save_for_page({str(N): run.denoiser(N) for N in steps}, folder, run=about)
 
 
 def stored(file: Path, like: Denoiser, grids: list[Grid]) -> list[Denoiser]:

@@ -25,6 +25,7 @@ from pdlib.explorer import (
     PRESETS,
     ExplorerState,
     compute,
+    from_dict,
     from_query,
     python_lines,
     run_line,
@@ -48,7 +49,7 @@ def plain_page(script, policy=""):
     html += "<script type=module src=own.js></script>"
     return {
         "/": ("text/html", html, {"Content-Security-Policy": policy} if policy else {}),
-        "/own.js": ("text/javascript", f'import {{mount, PANELS}} from "./explorer.js"; {script}', {}),
+        "/own.js": ("text/javascript", f'import explorer, {{mount, PANELS}} from "./explorer.js"; {script}', {}),
         "/explorer.js": ("text/javascript", MODULE, {}),
         "/explorer.css": ("text/css", CSS, {}),
         "/favicon.ico": ("image/png", "", {}),
@@ -819,6 +820,41 @@ def test_the_module_serves_any_page_under_a_strict_policy(open_page):
     with page.expect_download() as download:
         page.get_by_role("button", name="Save picture (PNG)").click()
     assert download.value.suggested_filename.endswith(".png")
+
+
+MODEL = """
+    const given = {settings: {weighting: 'snr', N: 4, clip_min: 1}, frozen: null};
+    const values = {...given, knobs: ['N', 'clip_min'], panels: ['weight', 'share']};
+    const listeners = {};
+    window.model = {
+        get: (name) => values[name],
+        set: (changes) => Object.assign(values, changes),
+        on: (name, act) => (listeners[name] = act),
+        save_changes: () => (window.saved = structuredClone(values)),
+        fromPython: (name, value) => ((values[name] = value), listeners[`change:${name}`]()),
+    };
+    explorer.render({model: window.model, el: document.querySelector('#here')});
+"""
+
+
+def test_a_notebooks_simple_form_has_what_it_is_asked_for_and_tells_its_model(open_page):
+    page = open_page(files=plain_page(MODEL))
+    assert page.locator("[data-knob]").evaluate_all("all => all.map(e => e.dataset.knob)") == ["N", "clip_min"]
+    assert page.locator("[data-panel]").evaluate_all("all => all.map(e => e.dataset.panel)") == ["weight", "share"]
+    assert page.locator("[aria-pressed]").count() == 0
+    knob(page, "N").locator("input").fill("3")
+    state = ExplorerState(weighting="snr", N=8, clip_min=1.0)
+    assert from_dict(page.evaluate("saved.settings")) == state
+    page.get_by_label("compare").check()
+    assert from_dict(page.evaluate("saved.frozen")) == state
+    page.get_by_role("button", name="Reset").click()  # also what has no knob is as it was
+    assert from_dict(page.evaluate("saved.settings")) == replace(state, N=4)
+    assert page.evaluate("saved.frozen") is None
+    page.evaluate("document.activeElement.blur(), model.fromPython('settings', {N: 2, weighting: 'constant'})")
+    expect(caption(page, "share")).to_contain_text("at N = 2, no step is dead: the smallest share is 50.00 %")
+    assert knob(page, "N").locator("input").input_value() == "1"
+    page.evaluate("model.fromPython('frozen', {...saved.settings, N: 16})")
+    expect(page.locator(".grey")).to_have_text("in grey: steps N 16")
 
 
 def test_a_panel_is_one_entry(open_page):
