@@ -56,7 +56,7 @@ class Data:
     @property
     def largest(self) -> float:
         """The largest ``|x|`` of any entry of the examples."""
-        return max(part.abs().max().item() for part in self.x.split(1024))
+        return max(part.abs().max().item() for part in self.x.split(64))
 
     @cached_property
     def digest(self) -> str:
@@ -252,7 +252,7 @@ def _of_bytes(images: Images) -> Tensor | Images:
     """Images that differ: as floats where they are few."""
     if len(images) < 2:
         raise DataError(f"has shape {tuple(images.shape)}: at least 2 examples are needed, none of them empty")
-    if not any((part != images.pixels[0]).any() for part in images.pixels.split(1024)):
+    if not any((part != images.pixels[0]).any() for part in images.pixels.split(64)):
         raise DataError(f"is {len(images)} times the same image: there is nothing to learn; give images that differ")
     return images[:] if math.prod(images.shape) <= IN_MEMORY else images
 

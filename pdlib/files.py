@@ -170,7 +170,7 @@ def tensors_digest(tensors: dict[str, Tensor], metadata: dict[str, Any] | None =
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        for part in [tensor] if isinstance(tensor, Tensor) else tensor.split(1024):  # what is not in memory as a whole
+        for part in [tensor] if isinstance(tensor, Tensor) else tensor.split(64):  # what is not in memory as a whole
             found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import ctypes
 import gc
+import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -129,6 +131,9 @@ def peak_memory_mb(device: str = "cpu") -> float | None:
     """The most memory held so far, in MB: by this process, or on the GPU; None where the system does not tell."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")  # Linux; what getrusage says there may be what started this process
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024 / 1e6
     try:
         import resource
     except ImportError:  # Windows

@@ -1,6 +1,8 @@
 """The figures of a run are those of its networks."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -58,3 +60,15 @@ def test_ratios_are_to_the_teachers_own_number_of_steps(smoke):
 def test_distillation_helped_even_in_a_minute(smoke):
     one_step = {name: smoke.metrics["curves"][name]["1"]["frechet_distance"][0] for name in CURVES}
     assert one_step["distilled"] < 0.5 * one_step["ddim"]
+
+
+def test_the_peak_of_memory_is_this_processes_and_not_its_parents():
+    """A process that is started by a large one: Linux's getrusage hands down what that one held."""
+    program = """
+import subprocess, sys
+large = bytearray(1_500_000_000)
+ask = "from pdlib.runs.cost import peak_memory_mb; x = bytearray(100_000_000); print(peak_memory_mb())"
+print(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 300 < float(done.stdout) < 1000
