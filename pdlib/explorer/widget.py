@@ -8,14 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import anywidget
-import traitlets
-
 from pdlib.explorer.figures import compute
 from pdlib.explorer.picture import PANELS, picture
 from pdlib.explorer.state import KNOBS, SETUP, ExplorerState, from_dict, from_query
 from pdlib.files import named
 from pdlib.plots import COLORS, png
+
+try:
+    import anywidget
+    import traitlets
+except ImportError:
+    raise ImportError("the explorer needs anywidget: pip install 'pdlib[explore]'") from None
 
 __all__ = ["CSS", "MODULE", "WeightingExplorer"]
 
