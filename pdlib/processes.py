@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +119,10 @@ def _joined() -> Processes:
     if torch.cuda.is_available() and not on_cpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and not on_cpus else "gloo"
-    try:  # the first may be long at work alone, on figures and report, while the others wait; who dies is noticed
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # they meet at what started them, if it is there
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60).close()
+        # The first may be long at work alone, on figures and report, while the others wait; who dies is noticed.
         distributed.init_process_group(backend, timeout=timedelta(days=7))
     except Exception as error:
         raise ProcessError(f"process {rank} of {count} cannot be joined to the others: {error}") from error

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -174,3 +175,15 @@ def test_the_command_speaks_once_and_starts_from_many(tmp_path):
     assert done.stdout == f"{tmp_path / 'run' / 'report.html'}\n"
     assert done.stderr.count("this run takes about") == 1
     assert load_run(tmp_path / "run").finished
+
+
+def test_a_process_whose_launcher_is_gone_before_they_meet_does_not_wait_for_it():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]  # where nobody listens any more
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    program = [sys.executable, "-c", "from pdlib.processes import processes; processes()"]
+    environment = os.environ | meeting | {"WORLD_SIZE": "2", "RANK": "1"}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "process 1 of 2 cannot be joined to the others" in done.stderr.splitlines()[-1]
