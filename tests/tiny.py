@@ -29,6 +29,19 @@ def tiny(prediction="v", schedule=COSINE, grid=None, width=8, seed=0):
     return Denoiser(network, prediction, schedule, grid)
 
 
+class PerClass(nn.Module):
+    """A small class-conditional network of points, or of images that have as many numbers."""
+
+    classes = 3
+
+    def __init__(self, numbers=2):
+        super().__init__()
+        self.network, self.labels = MLP(numbers, width=16, blocks=1), nn.Embedding(3, numbers)
+
+    def forward(self, z, time, labels):
+        return self.network(z.flatten(1) + self.labels(labels), time).view(z.shape)
+
+
 def same_weights(one, other):
     one, other = (weights.state_dict() if isinstance(weights, nn.Module) else weights for weights in (one, other))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

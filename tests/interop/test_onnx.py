@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 import torch
 from interop.small_models import loaded
+from tiny import PerClass
 from torch import nn
 
 from pdlib.denoiser import Confined, Denoiser
@@ -29,19 +30,6 @@ def made(network, shape, prediction="v", seed=0):
 
 def unet(seed=0, **options):
     return made(UNet(width=8, **options), (1, 8, 8), seed=seed)
-
-
-class PerClass(nn.Module):
-    """A small class-conditional network."""
-
-    classes = 3
-
-    def __init__(self):
-        super().__init__()
-        self.network, self.labels = MLP(2, width=16, blocks=1), nn.Embedding(3, 2)
-
-    def forward(self, z, time, labels):
-        return self.network(z + self.labels(labels), time)
 
 
 def inputs(denoiser, count):
