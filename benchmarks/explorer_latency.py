@@ -27,7 +27,7 @@ from pdlib.explorer import MODULE
 from pdlib.explorer.__main__ import page
 from pdlib.runs.evaluation import machine
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "explorer"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from browser import chromium, serve_folder
 
 ROUNDS, MOVEMENTS = 5, 120

@@ -10,14 +10,11 @@ over 256 noises.
 prints the figures and writes them to benchmarks/results/students_in_the_page.json. RUN is by default runs/default.
 """
 
-import functools
-import http.server
 import json
 import os
 import statistics
 import sys
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +30,9 @@ from pdlib.runs.evaluation import machine
 from pdlib.sampling import sample
 from pdlib.schedules import schedule_from_config
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "explorer"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "site" / "play"))
-from browser import chromium
+from browser import chromium, serve_folder
 from build import build
 from train import MODELS, stored
 
@@ -94,15 +91,11 @@ def main() -> None:
     result = {"machine": machine(), "load_average_before": os.getloadavg()[0], "noises": NOISES}
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         build(Path(folder) / "play")
-        quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=folder))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/play/draw.html"
-        pages = [open_page(browser, address) for _ in range(LOADS)]
-        loads = [float(page.locator("body").get_attribute("data-loaded-ms")) / 1e3 for page in pages]
-        one, many = (times(pages[-1], count, steps) for count in (1, 16))
-        saved = numbers(pages[-1])
-        server.shutdown()
+        with serve_folder(Path(folder)) as address:
+            pages = [open_page(browser, f"{address}play/draw.html") for _ in range(LOADS)]
+            loads = [float(page.locator("body").get_attribute("data-loaded-ms")) / 1e3 for page in pages]
+            one, many = (times(pages[-1], count, steps) for count in (1, 16))
+            saved = numbers(pages[-1])
     result["load_average_after"] = os.getloadavg()[0]
     z = torch.tensor(saved["noise"]).view(saved["shape"])
     images = {N: (torch.tensor(saved[str(N)]).view(z.shape), last(stored_networks[N], z)) for N in steps}

@@ -19,6 +19,15 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless browser. No longer than a module: while it runs, asyncio.run is not for anything else."""
+    from browser import chromium
+
+    with chromium() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory, own_cache):
     """A finished run of the smoke preset with its report, made by the command."""

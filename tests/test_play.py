@@ -1,14 +1,12 @@
 """The pages that need no kernel, in a browser, served by a plain file server: what they show against Python's."""
 
 import functools
-import http.server
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections import deque
 from itertools import product
 from pathlib import Path
@@ -16,22 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 from axe_playwright_python.base import AXE_FILE_PATH
-from explorer.browser import chromium, find_chromium
+from browser import eventually, find_chromium, serve_folder, settled
 from playwright.sync_api import expect
-from torch import nn
+from tiny import COSINE, PerClass
 
 from pdlib.denoiser import Denoiser, OfClasses
 from pdlib.exact import EmpiricalDenoiser, MixtureDenoiser
 from pdlib.grids import Grid
-from pdlib.networks import MLP, network_from_config
+from pdlib.networks import network_from_config
 from pdlib.objectives import distillation_target
 from pdlib.sampling import sample
-from pdlib.schedules import CosineSchedule, schedule_from_config
+from pdlib.schedules import schedule_from_config
 
 PLAY = Path(__file__).parents[1] / "site" / "play"
 PAGES = ("draw", "straighten", "x_tilde")
 WAYS = ("as-it-should-be", "off-by-one", "snr", "never-promoted")
-COSINE = CosineSchedule()
 in_browser = pytest.mark.skipif(
     (find_chromium() is None or shutil.which("npm") is None) and "PDLIB_BROWSER_REQUIRED" not in os.environ,
     reason="needs chromium and npm on the PATH",
@@ -62,20 +59,8 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(built):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=built.parent))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/play"
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
+    with serve_folder(built.parent) as served:
+        yield f"{served}play"
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +81,7 @@ def open_page(browser, address):
 
     yield opens
     for page in opened:
-        assert page.wrong == []
+        assert settled(page).wrong == []
         assert not [url for url in page.asked if not url.startswith((address, "blob:"))]
         page.close()
 
@@ -122,14 +107,6 @@ def saved(page):
     with page.expect_download() as download:
         page.get_by_role("button", name="Save the numbers").click()
     return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
-
-
-def wait_for(page, happened):
-    for _ in range(400):
-        if happened():
-            return
-        page.wait_for_timeout(25)
-    raise AssertionError("it did not happen within ten seconds")
 
 
 def last(denoiser, z, steps=None):
@@ -161,8 +138,7 @@ def test_a_page_fits_reads_well_and_loads_only_what_it_needs(name, request):
     for width, scheme in product((400, 1280), ("light", "dark")):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(100)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert settled(page).evaluate("document.documentElement.scrollWidth") <= width
         for wrong in page.evaluate("axe.run()")["violations"]:
             assert wrong["impact"] not in ("serious", "critical"), (
                 width,
@@ -224,19 +200,6 @@ def test_dragging_turns_the_noise_and_every_picture_follows(draw):
     assert all(after[name] != before[name] for name in ("noise", *map(str, networks())))
 
 
-class PerClass(nn.Module):
-    """A small class-conditional network of points, dressed as images."""
-
-    classes = 3
-
-    def __init__(self):
-        super().__init__()
-        self.network, self.labels = MLP(4, width=16, blocks=1), nn.Embedding(3, 4)
-
-    def forward(self, z, time, labels):
-        return self.network(z.flatten(1) + self.labels(labels), time).view(z.shape)
-
-
 @in_browser
 def test_a_class_can_be_asked_for(built, browser, address):
     from pdlib.interop.onnx import save_for_page
@@ -244,7 +207,7 @@ def test_a_class_can_be_asked_for(built, browser, address):
     denoisers = {}
     for steps in (2, 1):
         torch.manual_seed(steps)
-        network = PerClass()
+        network = PerClass(4)
         for weights in network.parameters():
             weights.data = weights + 0.3 * torch.randn(weights.shape)
         denoisers[str(steps)] = Denoiser(network, "x", COSINE, Grid(steps), (1, 2, 2)).requires_grad_(False)
@@ -337,16 +300,17 @@ def test_the_animation_plays_to_its_end_and_can_be_held(straighten):
     page.get_by_role("combobox", name="data", exact=True).select_option("moons")
     page.get_by_label("break it").select_option("as-it-should-be")
     page.get_by_label("steps N").select_option("2")
+    expect(page.locator("#right-title")).to_have_text("Student, 2 steps")
     page.get_by_role("button", name="Play").click()
     slider = page.get_by_label("from noise to data")
-    wait_for(page, lambda: float(slider.input_value()) > 0.2)
+    eventually(page, lambda: float(slider.input_value()) > 0.2)
     slider.focus()
     page.keyboard.press("Home")
     numbers = saved(page)
     assert numbers["t"] == 1 and numbers["shown"]["student"] == numbers["noise"]
     page.get_by_role("button", name="Play").focus()
     page.keyboard.press("Enter")
-    wait_for(page, lambda: float(slider.input_value()) == 1)
+    eventually(page, lambda: float(slider.input_value()) == 1)
     numbers = saved(page)
     wanted = last(students("moons", "as-it-should-be")[2], torch.tensor(numbers["noise"]).view(-1, 2))
     assert (torch.tensor(numbers["shown"]["student"]).view(-1, 2) - wanted).abs().max() <= 1e-3

@@ -1,14 +1,11 @@
 """The book, built once and looked at in a browser, served by a plain file server."""
 
-import functools
-import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from base64 import b64encode
 from hashlib import sha256
 from itertools import pairwise
@@ -18,8 +15,9 @@ from urllib.parse import unquote, urldefrag, urljoin
 import pytest
 import yaml
 from axe_playwright_python.base import AXE_FILE_PATH
-from explorer.browser import chromium, find_chromium
+from browser import find_chromium, serve_folder, settled
 from filelock import FileLock
+from playwright.sync_api import expect
 
 import pdlib
 from pdlib.exercises import questions
@@ -54,22 +52,9 @@ def pages(site):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def address(site):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
-    server.handle_error = lambda *_: None  # a page that is left does not wait for all it asked for
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
+    with serve_folder(site) as served:
+        yield served
 
 
 def watched(browser, **options):
@@ -191,7 +176,7 @@ def test_every_page_opens_without_an_error_and_fits(width, theme, browser, addre
     axe, paints = AXE_FILE_PATH.read_text(), []
     for number, name in enumerate(pages):
         page.goto(address + name)
-        assert page.wrong == [], name
+        assert settled(page).wrong == [], name
         assert page.evaluate(TOO_WIDE) == [], name
         paints.append(page.evaluate("performance.getEntriesByType('paint')[0]?.startTime ?? 0"))
         light = page.evaluate("getComputedStyle(document.body).backgroundColor").startswith("rgb(255")
@@ -220,6 +205,7 @@ def test_self_tests_answer_by_keyboard(browser, address):
         page.keyboard.press("Control+A")
         page.keyboard.type(text)
         page.keyboard.press("Enter")
+        settled(page)
         status = numeric.get_by_role("status")
         return status.get_attribute("class"), status.inner_text()
 
@@ -230,12 +216,12 @@ def test_self_tests_answer_by_keyboard(browser, address):
     assert answered("much") == ("", "Type a number first.")
     choice.locator("input").first.focus()
     page.keyboard.press("Enter")
-    assert choice.get_by_role("status").inner_text() == "Choose one first."
+    expect(choice.get_by_role("status")).to_have_text("Choose one first.")
     page.keyboard.press("Space")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     first = next(question for question in questions("03_x_tilde") if question["type"] == "multiple_choice")
-    assert choice.get_by_role("status").inner_text() == first["answers"][1]["feedback"]
+    expect(choice.get_by_role("status")).to_have_text(first["answers"][1]["feedback"])
     assert page.wrong == []
     page.close()
 
@@ -273,19 +259,17 @@ def test_search_theme_and_folded_code_work(browser, address):
     page.goto(address)
     page.get_by_placeholder("Search").first.fill("off by one")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#search-results li a")
-    assert "05_alpha_T_failure.html" in page.locator("#search-results").inner_html()
+    expect(page.locator("#search-results li a[href*='05_alpha_T_failure.html']").first).to_be_visible()
     page.goto(address + "03_x_tilde.html")
     code = page.locator("details").first
-    assert not code.locator("pre").is_visible()
+    expect(code.locator("pre")).to_be_hidden()
     code.locator("summary").click()
-    assert code.locator("pre").is_visible()
-    background = "getComputedStyle(document.body).backgroundColor"
-    dark = page.evaluate(background)
+    expect(code.locator("pre")).to_be_visible()
+    dark = settled(page).evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator(".theme-toggle-content button").click()  # from the system's to the other one
-    assert page.evaluate(background) != dark
+    expect(page.locator("body")).not_to_have_css("background-color", dark)
     page.goto(address)
-    assert page.evaluate(background) != dark
+    expect(page.locator("body")).not_to_have_css("background-color", dark)
     assert page.wrong == []
     page.close()
 
@@ -296,7 +280,7 @@ def test_the_explorer_is_alive_in_the_book(place, browser, address, site):
     page = watched(browser)
     page.goto(f"{address}explorer.html" if place == "server" else (site / "explorer.html").as_uri())
     page.wait_for_selector("#explorer svg")
-    before = page.locator("#explorer").inner_html()
+    before = settled(page).locator("#explorer").inner_html()
     page.get_by_role("button", name="4 steps", exact=True).click()
     page.wait_for_function("before => document.querySelector('#explorer').innerHTML !== before", arg=before)
     assert page.wrong == []
@@ -308,7 +292,7 @@ def test_it_opens_from_the_disk_too(browser, site):
     page = watched(browser)
     for name in ("index.html", "03_x_tilde.html"):
         page.goto((site / name).as_uri())
-        assert page.wrong == []
+        assert settled(page).wrong == []
         assert page.evaluate("getComputedStyle(document.querySelector('.sidebar-tree')).fontSize") == "14px"
     assert page.evaluate(ANSWER, [0] * len(questions("03_x_tilde")))[0] == "wrong"
     page.close()

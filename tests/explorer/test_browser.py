@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import nbformat
 import numpy as np
 import pytest
-from browser import NOTEBOOKS, chromium, find_chromium, serve
+from browser import NOTEBOOKS, eventually, find_chromium, serve, settled
 from playwright.sync_api import expect
 from states import has_picture, values
 
@@ -56,13 +56,6 @@ def plain_page(script, policy=""):
     }
 
 
-@pytest.fixture(scope="module")
-def browser():
-    ARTIFACTS.mkdir(exist_ok=True)
-    with chromium() as running:
-        yield running
-
-
 @pytest.fixture
 def open_page(browser):
     """Opens the explorer's page; when the test ends, no page may have complained, or asked for anything else."""
@@ -87,11 +80,11 @@ def open_page(browser):
         page.goto(url or f"{SITE}/#{query}")
         page.wait_for_selector("[data-panel] figcaption:not(:empty)")
         opened.append(page)
-        return page
+        return settled(page)
 
     yield open_one
     for page in opened:
-        assert page.complaints == []
+        assert settled(page).complaints == []
         assert all(asked.startswith((SITE, "data:", "blob:", "file:")) for asked in page.asked)
         page.context.close()
 
@@ -118,6 +111,7 @@ def caption(page, name):
 def assert_shows(page, state):
     """The lines to copy, the address, the sentence and the bars become those of the state."""
     lines = f"{python_lines(state)}\n\n# or, in a shell\n{run_line(state)}"
+    settled(page)  # of two states that train alike the lines are the same
     expect(page.locator(".pdlib-explorer pre")).to_contain_text(lines)
     figures, N = compute(state), state.N
     dead = int(figures.dead.sum())
@@ -132,13 +126,12 @@ def assert_shows(page, state):
 
 
 def assert_address(page, state):
-    page.wait_for_timeout(250)
-    assert from_query(page.evaluate("location.hash.slice(1)")) == state
+    eventually(page, lambda: from_query(page.evaluate("location.hash.slice(1)")) == state)
 
 
 def shapes(page, panel, mark, extra=""):
     """The shapes that are drawn inside the axes as one kind of mark, each as its points."""
-    marks = page.locator(f"[data-panel={panel}] .marks [data-mark={mark}]{extra}")
+    marks = settled(page).locator(f"[data-panel={panel}] .marks [data-mark={mark}]{extra}")
     return [shape for d in marks.evaluate_all("all => all.map(e => e.getAttribute('d'))") for shape in outlines(d)]
 
 
@@ -171,6 +164,7 @@ def box(shape):
 
 def axes(page, panel):
     """left, top, right, bottom of a panel's axes, in the units of its shapes."""
+    settled(page)
     return page.locator(f"[data-panel={panel}] svg").evaluate(
         """svg => {
             const [x, y] = [svg.querySelector('.x'), svg.querySelector('.y')];
@@ -290,8 +284,9 @@ def test_on_a_narrow_page_the_shares_stay_in_view_and_dots_show_the_others(open_
     page = open_page(width=400)
     knob(page, "scale").scroll_into_view_if_needed()
     page.mouse.wheel(0, 300)
+    eventually(page, lambda: page.evaluate("scrollY + innerHeight > document.documentElement.scrollHeight - 1"))
     expect(page.locator("[data-panel=share] svg")).to_be_in_viewport(ratio=1)
-    assert page.locator("[data-panel=share] svg").bounding_box()["y"] < 400
+    assert settled(page).locator("[data-panel=share] svg").bounding_box()["y"] < 400
     dots = page.get_by_role("navigation").get_by_role("button")
     assert dots.count() == len(PANELS)
     dots.nth(3).click()
@@ -365,7 +360,7 @@ def test_reset_brings_the_defaults_back_and_ends_comparing(open_page):
     page.get_by_role("button", name="Reset").click()
     assert_shows(page, ExplorerState())
     assert_address(page, ExplorerState())
-    assert page.locator("[data-frozen]").count() == 0
+    expect(page.locator("[data-frozen]")).to_have_count(0)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +394,7 @@ def test_compare_keeps_the_present_curves_in_grey_and_says_which(page):
     assert [x for x, _ in grey] == [x for x, _ in before[0]]
     page.get_by_label("compare").uncheck()
     assert_shows(page, ExplorerState(N=4))
-    assert page.locator("[data-frozen]").count() == 0
+    expect(page.locator("[data-frozen]")).to_have_count(0)
 
 
 @pytest.mark.parametrize("axis", ["t", "log_snr", "density"])
@@ -510,15 +505,16 @@ def test_what_is_wrong_stands_at_its_knobs_and_the_dimmed_panels_say_what_they_s
         set_knob(page, name, value)
     for switch in knob(page, turns[-1][0]).locator("[type=checkbox]").all():
         switch.check()
-    before, address = page.locator("[data-panel=weight] .marks").inner_html(), page.locator("pre").text_content()
+    weight, lines = settled(page).locator("[data-panel=weight] .marks"), page.locator("pre")
+    before, address = weight.inner_html(), lines.text_content()
     set_knob(page, *turns[-1])
     expect(page.locator(".notice")).to_contain_text(f"The panels still show {still}")
     assert set(page.locator("[data-knob]:has(.problem)").evaluate_all("all => all.map(e => e.dataset.knob)")) == set(at)
     for name in at:
         expect(knob(page, name).locator(".problem")).to_contain_text(said)
         assert knob(page, name).locator("[aria-invalid=true]").count() == 1
-    assert page.locator("[data-panel=weight] .marks").inner_html() == before
-    assert page.locator("pre").text_content() == address
+    settled(page)
+    assert (weight.inner_html(), lines.text_content()) == (before, address)
     assert float(page.locator(".panels").evaluate("e => getComputedStyle(e).opacity")) < 0.6
     page.get_by_role("button", name="4 steps", exact=True).click()  # all is well again
     assert_shows(page, NOTES)
@@ -615,6 +611,7 @@ def test_what_is_drawn_is_inside_its_axes(open_page):
         texts["zero_terminal"] = texts["zero_terminal"].lower()
         page.evaluate("query => (location.hash = query)", urlencode(texts))
         expect(page.locator("pre")).to_contain_text(python_lines(ExplorerState(**given)))
+        settled(page)
         for name in PANELS:
             assert "NaN" not in page.locator(f"[data-panel={name}]").inner_html()
             left, top, right, bottom = axes(page, name)
@@ -801,10 +798,8 @@ def test_the_page_runs_no_script_but_its_own(page):
     script = "Object.assign(document.createElement('script'), {textContent: 'window.other = 1'})"
     page.evaluate(f"document.body.append({script})")
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=data:, onerror=\"window.other = 1\">')")
-    page.wait_for_timeout(100)
-    assert page.evaluate("window.other") is None
-    refused = [said for said in page.complaints if "Content Security Policy" in said]
-    assert refused
+    eventually(page, lambda: sum("Content Security Policy" in said for said in page.complaints) == 2)
+    assert settled(page).evaluate("window.other") is None
     page.complaints = [said for said in page.complaints if "Content Security Policy" not in said]
 
 
@@ -909,13 +904,15 @@ def test_the_stored_notebook_is_alive_without_a_kernel_or_a_picture_where_not_tr
         assert page.locator(".pdlib-explorer").count() == 0
         page.goto(f"{url}/lab/workspaces/b/tree/trusted.ipynb")
         expect(caption(page, "share")).to_contain_text("at N = 16", timeout=30_000)
+        cells = nbformat.read(stored, 4).cells
+        expect(page.locator(".jp-Cell")).to_have_count(len(cells))
+        expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
         slider = knob(page, "N").locator("input")
         slider.focus()
-        cells = page.locator(".jp-Cell").count()
         for key in ("ArrowLeft", "ArrowLeft", "d", "d", "a"):  # the last three are Lab's: delete the cell, insert one
             slider.press(key)
-        assert page.locator(".jp-Cell").count() == cells
         expect(caption(page, "share")).to_contain_text("at N = 4")
+        assert settled(page).locator(".jp-Cell").count() == len(cells)
         expect(page.locator(".pdlib-explorer pre")).to_contain_text('WeightingExplorer.from_link("N=4")')
         assert page.locator(".pdlib-explorer input[type=checkbox]").count() == 6
         paper = page.locator(".pdlib-explorer").evaluate("e => getComputedStyle(e).backgroundColor")

@@ -1,4 +1,4 @@
-"""Chromium, driven by playwright, and a server to point it at; for the browser's tests and its benchmark."""
+"""Chromium, driven by playwright, and servers to point it at; for the tests in a browser, and the benchmarks."""
 
 import os
 import shutil
@@ -7,16 +7,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # A background service of the browser's would call its maker's hosts.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
@@ -36,6 +36,24 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+def settled(page: Page) -> Page:
+    """The page, when two frames have passed: what was done to it before is drawn, even what waits for a next frame.
+
+    Whatever is read from a page without waiting, as by ``evaluate``, is to be read from a settled one. What takes
+    longer than two frames is to be waited for by ``expect`` or ``eventually``.
+    """
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page
+
+
+def eventually(page: Page, happened: Callable[[], bool]) -> None:
+    """Wait until something holds; AssertionError if it does not within ten seconds."""
+    until = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < until, "it did not happen within ten seconds"
+        page.wait_for_timeout(25)
+
+
 def free_port() -> int:
     """A port on which nothing listens."""
     with socket.socket() as one:
@@ -48,12 +66,17 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class _FileServer(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        pass  # a page that is left does not wait for all it asked for
+
+
 @contextmanager
 def serve_folder(folder: Path) -> Iterator[str]:
     """Serve a folder's files until the block ends; yields the address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder)) as server:
+    with _FileServer(("127.0.0.1", 0), partial(_Quiet, directory=folder)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://localhost:{server.server_port}/"
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 
