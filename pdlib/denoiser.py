@@ -23,7 +23,7 @@ from pdlib.networks import NETWORKS, network_from_config
 from pdlib.predictions import PREDICTIONS, output_channels, x_from_output
 from pdlib.schedules import Schedule, schedule_from_config
 
-__all__ = ["Confined", "Denoiser", "DenoiserLike", "Guided", "OfClasses"]
+__all__ = ["Confined", "Denoiser", "DenoiserLike", "Guided", "OfClasses", "Wrapper", "jump"]
 
 
 class DenoiserLike(Protocol):
@@ -39,6 +39,11 @@ class DenoiserLike(Protocol):
         ...
 
 
+def jump(denoiser: DenoiserLike, z: Tensor, t: Tensor, s: Tensor | None) -> Tensor:
+    """The x̂ with which a DDIM step goes from t to s: of a flow map, which takes both times, for that very s."""
+    return denoiser(z, t, s=s) if getattr(denoiser, "two_times", False) else denoiser(z, t)
+
+
 class Denoiser(nn.Module):
     """A network together with what its output means and what it was made for.
 
@@ -50,6 +55,7 @@ class Denoiser(nn.Module):
         schedule: gives α_t and σ_t.
         grid: the sampling steps that it was made for, if any.
         shape: that of one example, such as (1, 8, 8), where it is known.
+        sampler: the kind of steps that it was made for, of :data:`pdlib.sampling.SAMPLERS`.
 
     Raises:
         ValueError: for an unknown prediction.
@@ -63,26 +69,45 @@ class Denoiser(nn.Module):
         schedule: Schedule,
         grid: Grid | None = None,
         shape: tuple[int, ...] | None = None,
+        sampler: str = "ddim",
     ):
         super().__init__()
         named("prediction", prediction, PREDICTIONS)
         self.network, self.prediction, self.schedule = network, prediction, schedule
-        self.grid, self.shape = grid, None if shape is None else tuple(shape)
+        self.grid, self.shape, self.sampler = grid, None if shape is None else tuple(shape), sampler
 
     @property
     def classes(self) -> int | None:
         """How many classes its network tells apart, one for "of no class" counted; ``None`` where it knows of none."""
         return getattr(self.network, "classes", None)
 
-    def output(self, z: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+    @property
+    def two_times(self) -> bool:
+        """Whether it is a flow map: its x̂ is for a DDIM step to a second time, s, that it is told."""
+        return getattr(self.network, "two_times", False)
+
+    def output(self, z: Tensor, t: Tensor, *labels: Tensor, s: Tensor | None = None) -> Tensor:
         """The network's own output, before it is turned into x̂."""
-        return self.network(z, self.schedule.angle(t) * (2 / math.pi), *labels)
+        ends = (t if s is None else s,) if self.two_times else ()
+        times = (self.schedule.angle(time) * (2 / math.pi) for time in (t, *ends))
+        return self.network(z, *times, *labels)
 
-    def forward(self, z: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
-        """x̂, of z's shape. z: (batch, …); t: (batch,) in [0, 1]; labels of a class-conditional one: (batch,), int64."""
-        return x_from_output(self.prediction, self.output(z, t, *labels), z, *self.schedule.alpha_sigma(t))
+    def forward(self, z: Tensor, t: Tensor, *labels: Tensor, s: Tensor | None = None) -> Tensor:
+        """x̂, of z's shape.
 
-    def student(self, prediction: str | None = None, grid: Grid | None = None, seed: int = 0) -> Denoiser:
+        z: (batch, …); t: (batch,) in [0, 1]; labels of a class-conditional one: (batch,), int64; s of a flow map, see
+        :func:`jump`: (batch,), s ≤ t, by default t itself, where x̂ is a denoiser's.
+        """
+        return x_from_output(self.prediction, self.output(z, t, *labels, s=s), z, *self.schedule.alpha_sigma(t))
+
+    def student(
+        self,
+        prediction: str | None = None,
+        grid: Grid | None = None,
+        seed: int = 0,
+        sampler: str = "ddim",
+        two_times: bool = False,
+    ) -> Denoiser:
         """A copy to be trained, θ ← η: by default of the same prediction, made for the same grid.
 
         Where another prediction needs another number of output channels, the layers that change their size are new.
@@ -91,23 +116,27 @@ class Denoiser(nn.Module):
             prediction: what its output means.
             grid: the steps that it is made for.
             seed: of the weights that are new.
+            sampler: the kind of those steps.
+            two_times: whether it is a flow map. What is new in it starts at 0: it is its teacher, for every s.
 
         Raises:
             ValueError: where the network would have to change its size, and cannot be built again.
         """
         prediction, network = prediction or self.prediction, copy.deepcopy(self.network)
-        if output_channels(prediction, 1) != output_channels(self.prediction, 1):
-            config = self._network_config(f"predict {prediction!r} instead of {self.prediction!r}")
+        change = {"two_times": True} if two_times and not self.two_times else {}
+        if change or output_channels(prediction, 1) != output_channels(self.prediction, 1):
+            purpose = "take a second time" if change else f"predict {prediction!r} instead of {self.prediction!r}"
+            config = self._network_config(purpose)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                out_channels = output_channels(prediction, config["channels"])
-                fresh = network_from_config({**config, "out_channels": out_channels})
+                change["out_channels"] = output_channels(prediction, config["channels"])
+                fresh = network_from_config({**config, **change})
             old, new = network.state_dict(), fresh.state_dict()
             kept = {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
             fresh.load_state_dict({**new, **kept})
             device = next(network.parameters()).device
             network = fresh.to(device, memory_format=torch.channels_last)
-        return Denoiser(network, prediction, self.schedule, grid or self.grid, self.shape)
+        return Denoiser(network, prediction, self.schedule, grid or self.grid, self.shape, sampler)
 
     def save(self, folder: str | Path, **about: Any) -> None:
         """Write ``model.safetensors``, then ``config.json``, each atomically.
@@ -127,6 +156,7 @@ class Denoiser(nn.Module):
             "schedule": self.schedule.config(),
             "grid": None if self.grid is None else self.grid.config(),
             "shape": self.shape,
+            "sampler": self.sampler,
             "weights": tensors_digest(weights),
         }
         write_tensors(folder / "model.safetensors", weights)
@@ -148,7 +178,8 @@ class Denoiser(nn.Module):
             network = network_from_config(config["network"])
             grid = None if config.get("grid") is None else Grid(**config["grid"])
             schedule = schedule_from_config(config["schedule"])
-            denoiser = cls(network, config["prediction"], schedule, grid, config.get("shape"))
+            more = (config.get("shape"), config.get("sampler", "ddim"))
+            denoiser = cls(network, config["prediction"], schedule, grid, *more)
             network.load_state_dict(read_tensors(folder / "model.safetensors", config.get("weights"))[0])
         except DamagedFileError:
             raise
@@ -169,21 +200,22 @@ class Denoiser(nn.Module):
         return config
 
 
-class _Wrapper(nn.Module):
+class Wrapper(nn.Module):
     """What a denoiser that wraps one takes over from it."""
 
     def __init__(self, denoiser: DenoiserLike):
         super().__init__()
         self.denoiser, self.schedule = denoiser, denoiser.schedule
         self.grid, self.shape = getattr(denoiser, "grid", None), getattr(denoiser, "shape", None)
-        self.classes = getattr(denoiser, "classes", None)
+        self.classes, self.sampler = getattr(denoiser, "classes", None), getattr(denoiser, "sampler", "ddim")
+        self.two_times = getattr(denoiser, "two_times", False)
 
     def student(self, *arguments: Any, **options: Any) -> Denoiser:
         """A student of the denoiser itself, see :meth:`Denoiser.student`: it learns from what wraps it."""
         return self.denoiser.student(*arguments, **options)
 
 
-class Confined(_Wrapper):
+class Confined(Wrapper):
     """A denoiser whose every x̂ is confined to [−limit, limit]; images lie in [−1, 1].
 
     Args:
@@ -195,13 +227,13 @@ class Confined(_Wrapper):
         super().__init__(denoiser)
         self.limit = limit
 
-    def forward(self, z: Tensor, t: Tensor, *labels: Tensor) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, *labels: Tensor, **to: Tensor) -> Tensor:
         """x̂, of z's shape."""
-        x_hat = self.denoiser(z, t, *labels)
+        x_hat = self.denoiser(z, t, *labels, **to)
         return x_hat if self.limit is None else x_hat.clamp(-self.limit, self.limit)
 
 
-class Guided(_Wrapper):
+class Guided(Wrapper):
     """Classifier-free guidance: x̂ = x̂_uncond + w (x̂_cond − x̂_uncond), away from what every class has in common.
 
     Ho & Salimans 2022, equation 6, where w here is 1 + w there. On x̂, ε̂ or v̂ it comes to the same: each is an affine
@@ -224,7 +256,7 @@ class Guided(_Wrapper):
         return unconditional + self.weight * (conditional - unconditional)
 
 
-class OfClasses(_Wrapper):
+class OfClasses(Wrapper):
     """A class-conditional denoiser bound to labels: a denoiser of (z, t) like any other.
 
     Args:

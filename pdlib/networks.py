@@ -1,6 +1,7 @@
 """What a network must offer, and two that do: a small UNet for images, and an MLP for points in the plane.
 
-A network maps (z, time) to an output of z's shape (twice the channels with ``out_channels``). ``time`` is
+A network maps (z, time) to an output of z's shape (twice the channels with ``out_channels``); that of a flow map
+(z, time, end), with ``two_times``. ``time`` is
 the bounded log-SNR (2/π) arctan(exp(−λ/2)) in [0, 1] that :class:`pdlib.denoiser.Denoiser` supplies:
 it is finite at α_1 = 0, and is t itself under the cosine schedule.
 
@@ -115,6 +116,7 @@ class UNet(nn.Module):
             unless this is ``None``.
         heads: attention heads.
         dropout: probability inside the residual blocks.
+        two_times: whether it also takes the time at which a jump ends, as the network of a flow map does.
 
     Raises:
         ValueError: for heads that do not divide the channels that attention sees; from ``forward``, for an image that
@@ -131,8 +133,10 @@ class UNet(nn.Module):
         attention: tuple[int, ...] | None = (),
         heads: int = 4,
         dropout: float = 0.0,
+        two_times: bool = False,
     ):
         super().__init__()
+        self.two_times = two_times
         self.config = {
             "name": "unet",
             "channels": channels,
@@ -143,6 +147,7 @@ class UNet(nn.Module):
             "attention": None if attention is None else list(attention),
             "heads": heads,
             "dropout": dropout,
+            **({"two_times": True} if two_times else {}),
         }
         if not multipliers or blocks < 1 or width < 4:
             given = f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}"
@@ -186,16 +191,17 @@ class UNet(nn.Module):
                 current = above
         self.norm = nn.GroupNorm(math.gcd(8, current), current)
         self.last = _zero(nn.Conv2d(current, out_channels or channels, 3, padding=1))
+        self.embed_end = _second_time(width, time_features) if two_times else None
 
-    def forward(self, z: Tensor, time: Tensor) -> Tensor:
-        """z: (batch, channels, height, width); time: (batch,) in [0, 1]. Returns the output."""
+    def forward(self, z: Tensor, time: Tensor, *end: Tensor) -> Tensor:
+        """z: (batch, channels, height, width); time, and end of a flow map: (batch,) in [0, 1]. Returns the output."""
         multiple = 2 ** (len(self.config["multipliers"]) - 1)
         if z.ndim != 4 or z.shape[1] != self.config["channels"] or z.shape[2] % multiple or z.shape[3] % multiple:
             raise ValueError(
                 f"this UNet takes images of shape (batch, {self.config['channels']}, height, width) with height "
                 f"and width divisible by {multiple}; it was given {tuple(z.shape)}"
             )
-        time = self.embed(time.to(z.dtype))
+        time = _embedded(self, z, time, *end)
         h = self.first(z.contiguous(memory_format=torch.channels_last))
         skips = []
         for part in self.down:
@@ -213,10 +219,18 @@ class UNet(nn.Module):
 class MLP(nn.Module):
     """A residual perceptron over points of shape (batch, channels), for 2-D toy data."""
 
-    def __init__(self, channels: int = 2, out_channels: int | None = None, width: int = 128, blocks: int = 3):
+    def __init__(
+        self,
+        channels: int = 2,
+        out_channels: int | None = None,
+        width: int = 128,
+        blocks: int = 3,
+        two_times: bool = False,
+    ):
         super().__init__()
+        self.two_times = two_times
         sizes = {"channels": channels, "out_channels": out_channels or channels, "width": width, "blocks": blocks}
-        self.config = {"name": "mlp", **sizes}
+        self.config = {"name": "mlp", **sizes, **({"two_times": True} if two_times else {})}
         self.embed = TimeEmbedding(32, width)
         self.first = nn.Linear(channels, width)
         self.blocks = nn.ModuleList(
@@ -224,12 +238,13 @@ class MLP(nn.Module):
             for _ in range(blocks)
         )
         self.last = _zero(nn.Linear(width, out_channels or channels))
+        self.embed_end = _second_time(32, width) if two_times else None
 
-    def forward(self, z: Tensor, time: Tensor) -> Tensor:
-        """z: (batch, channels); time: (batch,) in [0, 1]. Returns (batch, out_channels)."""
+    def forward(self, z: Tensor, time: Tensor, *end: Tensor) -> Tensor:
+        """z: (batch, channels); time, and end of a flow map: (batch,) in [0, 1]. Returns (batch, out_channels)."""
         if z.ndim != 2 or z.shape[1] != self.config["channels"]:
             raise ValueError(f"this MLP takes points (batch, {self.config['channels']}); it was given {tuple(z.shape)}")
-        time = self.embed(time.to(z.dtype))
+        time = _embedded(self, z, time, *end)
         h = self.first(z)
         for block in self.blocks:
             h = h + block(h + time)
@@ -268,6 +283,18 @@ def _apply(part: nn.ModuleList, h: Tensor, time: Tensor) -> Tensor:
     for layer in part:
         h = layer(h, time) if isinstance(layer, ResidualBlock) else layer(h)
     return h
+
+
+def _second_time(width: int, features: int) -> TimeEmbedding:
+    """The embedding of a flow map's second time: it starts at 0, so that the network starts without knowing of it."""
+    embedding = TimeEmbedding(width, features)
+    _zero(embedding.layers[-1])
+    return embedding
+
+
+def _embedded(network: nn.Module, z: Tensor, time: Tensor, *end: Tensor) -> Tensor:
+    embedded = network.embed(time.to(z.dtype))
+    return embedded + network.embed_end(*(each.to(z.dtype) for each in end)) if network.two_times else embedded
 
 
 def _zero(layer: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """Objectives: what one update minimises, w(λ_t) ‖x̃ − x̂_θ(z_t)‖².
 
-Three independent choices make one: the target x̃, the times, and the weighting. Algorithm 1 of Salimans & Ho 2022
-(a teacher's training), algorithm 2 (distillation) and conversion differ in the target alone.
+Three independent choices make one: the times, the target x̃, and the weighting. Algorithm 1 of Salimans & Ho 2022
+(a teacher's training), algorithm 2 (distillation) and conversion differ in the target alone. What came after, see
+:mod:`pdlib.methods`, overrides ``pairs``, ``x_tilde`` or ``weights``: one choice each.
 """
 
 from __future__ import annotations
@@ -13,16 +14,46 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from pdlib.denoiser import DenoiserLike, OfClasses
+from pdlib.denoiser import DenoiserLike, OfClasses, jump
 from pdlib.grids import Grid
-from pdlib.sampling import ddim_step
-from pdlib.schedules import diffuse, expand
+from pdlib.sampling import ddim_step, x_of_step
+from pdlib.schedules import Schedule, diffuse
 from pdlib.weightings import Weighting, on_grid, weight
 
-__all__ = ["Answer", "Clean", "Objective", "PerClass", "Target", "TwoSteps", "distillation_target", "of_examples"]
+__all__ = [
+    "Answer",
+    "Clean",
+    "Objective",
+    "PerClass",
+    "Target",
+    "TwoSteps",
+    "Update",
+    "distillation_target",
+    "of_examples",
+]
 
 Target = Callable[[Tensor, Tensor, Tensor, DenoiserLike], Tensor]
 """(x, z_t, t, the student's average) -> x̃, of x's shape: what the student is to say at z_t. It gets no gradient."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a target may look at; nothing in it gets a gradient."""
+
+    x: Tensor
+    """Clean data, shape (batch, …)."""
+    z: Tensor
+    """z_t, of the same shape."""
+    noise: Tensor
+    """The ε in it."""
+    t: Tensor
+    """Shape (batch,)."""
+    s: Tensor | None
+    """The second time of each pair, s < t, where the objective draws pairs."""
+    student: DenoiserLike
+    """The denoiser in training, with its weights of this moment."""
+    average: DenoiserLike
+    """The same with averaged weights."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +61,20 @@ class Objective:
     """w(λ_t) ‖x̃ − x̂_θ(z_t)‖², ‖·‖² being the mean over an example's entries.
 
     Args:
-        target: what x̃ is, see :data:`Target`.
+        target: what x̃ is, see :data:`Target`; ``None`` where a subclass says it.
         grid: t is drawn from it; ``None`` for continuous t in (0, 1].
         weighting: w, by name or as a callable, see :mod:`pdlib.weightings`; on a grid, as it is on that grid.
+        huber: c of the pseudo-Huber loss √(‖·‖² + c²) − c, in the place of ‖·‖², ‖·‖² being a sum (Song & Dhariwal
+            2023); 0 for ‖·‖² itself.
 
     Raises:
         ValueError: for an unknown weighting.
     """
 
-    target: Target
+    target: Target | None = None
     grid: Grid | None = None
     weighting: str | Weighting = "truncated_snr"
+    huber: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "weighting", on_grid(self.weighting, self.grid and self.grid.N))
@@ -63,19 +97,35 @@ class Objective:
             share: the part of the batch over which the mean is taken. What is drawn is drawn for all of it.
         """
         schedule = student.schedule
-        t = self._draw(len(x), generator)  # t = i/N, i ~ Cat[1, …, N]
-        z, _ = diffuse(x, t, schedule, generator)  # z_t = α_t x + σ_t ε
+        t, s = self.pairs(len(x), generator)  # t = i/N, i ~ Cat[1, …, N]
+        z, noise = diffuse(x, t, schedule, generator)  # z_t = α_t x + σ_t ε
         if share != slice(None):
-            x, z, t = x[share], z[share], t[share]
+            x, z, noise, t, s = x[share], z[share], noise[share], t[share], None if s is None else s[share]
         with torch.no_grad():
-            target = self.target(x, z, t, average)  # x̃
-        w = weight(self.weighting, schedule, t)  # w(λ_t)
-        return (w.to(z) * (target - student(z, t)).square().flatten(1).mean(1)).mean()
+            target = self.x_tilde(Update(x, z, noise, t, s, student, average))  # x̃
+        w = self.weights(schedule, t, s)  # w(λ_t)
+        square = (target - jump(student, z, t, s)).square().flatten(1)
+        if self.huber:
+            return (w.to(z) * ((square.sum(1) + self.huber**2).sqrt() - self.huber)).mean()
+        return (w.to(z) * square.mean(1)).mean()
 
-    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
+    def at_update(self, update: int, updates: int) -> Objective:
+        """What it is at one of so many updates, counted from 0: the same, unless it changes as training goes on."""
+        return self
+
+    def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """The first choice, which times: t and, where it takes two, s < t, each of shape (count,), in float64."""
         if self.grid is not None:
-            return self.grid.draw(count, generator)
-        return 1 - torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+            return self.grid.draw(count, generator), None
+        return 1 - torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64), None
+
+    def x_tilde(self, update: Update) -> Tensor:
+        """The second, what stands for the target: x̃, of x's shape."""
+        return self.target(update.x, update.z, update.t, update.average)
+
+    def weights(self, schedule: Schedule, t: Tensor, s: Tensor | None) -> Tensor:
+        """The third, how it is weighed: w, of t's shape."""
+        return weight(self.weighting, schedule, t)
 
 
 @dataclass(frozen=True)
@@ -103,6 +153,10 @@ class PerClass:
         x, labels = batch[0], batch[1][share]
         teacher = None if self.teacher is None else OfClasses(self.teacher, labels)
         return self.objective(teacher)(OfClasses(student, labels), OfClasses(average, labels), x, generator, share)
+
+    def at_update(self, update: int, updates: int) -> PerClass:
+        """As :meth:`Objective.at_update`."""
+        return PerClass(self.teacher, lambda teacher: self.objective(teacher).at_update(update, updates))
 
 
 def of_examples(
@@ -166,7 +220,4 @@ def distillation_target(teacher: DenoiserLike, z: Tensor, t: Tensor, steps: int)
     # Two DDIM steps of the teacher: t → t' → t''.
     z_mid = ddim_step(z, teacher(z, t), t, t_mid, schedule)
     z_end = ddim_step(z_mid, teacher(z_mid, t_mid), t_mid, t_end, schedule)
-    # One step of the student, α'' x̃ + (σ''/σ)(z − α x̃), must equal z_end: solve for x̃.
-    (alpha, sigma), (alpha_end, sigma_end) = schedule.alpha_sigma(t), schedule.alpha_sigma(t_end)
-    ratio = sigma_end / sigma
-    return (z_end - expand(ratio, z) * z) / expand(alpha_end - ratio * alpha, z)
+    return x_of_step(z, z_end, t, t_end, schedule)  # so that one step of the student lands there

@@ -7,17 +7,18 @@ is an ordinary starting point.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pdlib.denoiser import DenoiserLike
+from pdlib.denoiser import DenoiserLike, jump
 from pdlib.grids import Grid
 from pdlib.schedules import Schedule, expand
 
-__all__ = ["ancestral_step", "ddim_step", "sample", "sample_batches"]
+__all__ = ["SAMPLERS", "ancestral_step", "ddim_step", "renoising_step", "sample", "sample_batches", "x_of_step"]
 
 
 def ddim_step(z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
@@ -36,6 +37,18 @@ def ddim_step(z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor, schedule: Schedule
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
     return expand(alpha_s, z) * x_hat + expand(sigma_s / sigma_t, z) * (z - expand(alpha_t, z) * x_hat)
+
+
+def x_of_step(z: Tensor, z_s: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    """x̃: the x̂ with which :func:`ddim_step` goes from z_t to z_s. Appendix G solves for it.
+
+    Args:
+        z, t, s, schedule: as there, with s < t.
+        z_s: where the step is to land, of z's shape.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+    ratio = sigma_s / sigma_t  # α_s x̃ + (σ_s/σ_t)(z − α_t x̃) = z_s
+    return (z_s - expand(ratio, z) * z) / expand(alpha_s - ratio * alpha_t, z)
 
 
 def ancestral_step(
@@ -69,6 +82,23 @@ def ancestral_step(
     return mean + expand(deviation, z) * noise
 
 
+def renoising_step(z: Tensor, x_hat: Tensor, t: Tensor, s: Tensor, schedule: Schedule, noise: Tensor) -> Tensor:
+    """One step of a consistency model, whose x̂ is where the flow ends: z_s = α_s x̂ + σ_s ε, with new ε.
+
+    Song et al. 2023, algorithm 1. Arguments as in :func:`ancestral_step`.
+    """
+    alpha_s, sigma_s = schedule.alpha_sigma(s)
+    return expand(alpha_s, z) * x_hat + expand(sigma_s, z) * noise
+
+
+SAMPLERS: dict[str, Callable[..., Tensor] | None] = {
+    "ddim": None,
+    "ancestral": ancestral_step,
+    "renoising": renoising_step,
+}
+"""How a denoiser is sampled, by the name in its ``sampler``: by DDIM, or by a step that takes noise."""
+
+
 def sample(
     denoiser: DenoiserLike,
     steps: int | Grid | None = None,
@@ -86,9 +116,9 @@ def sample(
         denoiser: (z, t) -> x̂.
         steps: a grid; or N, for as many steps on a grid like the denoiser's own; or nothing, for that grid itself.
         z: at the grid's top time, t = 1: standard normal noise of shape (batch, …).
-        variance: ``None`` for DDIM steps, which are deterministic; a number for ancestral steps with that variance,
-            see :func:`ancestral_step`.
-        generator: source of the ancestral noise.
+        variance: ``None`` for the steps that the denoiser was made for, as a rule DDIM's, see :data:`SAMPLERS`; a
+            number for ancestral steps with that variance, see :func:`ancestral_step`.
+        generator: source of the noise of steps that take some.
 
     Raises:
         ValueError: for fewer than one step, or none where the denoiser was made for no grid.
@@ -99,14 +129,17 @@ def sample(
     if steps is not None and not isinstance(steps, Grid):
         steps = Grid(steps) if own is None else replace(own, N=steps)
     schedule, grid = denoiser.schedule, steps or own
+    step = SAMPLERS[getattr(denoiser, "sampler", "ddim")]
+    if variance is not None:
+        step = partial(ancestral_step, variance=variance)
     yield z
     for t, s in grid.walk(len(z), z.device):
-        x_hat = denoiser(z, t)
-        if variance is None:
+        x_hat = jump(denoiser, z, t, s)
+        if step is None:
             z = ddim_step(z, x_hat, t, s, schedule)
         else:
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
-            z = ancestral_step(z, x_hat, t, s, schedule, noise, variance)
+            z = step(z, x_hat, t, s, schedule, noise)
         yield z
 
 

@@ -166,7 +166,8 @@ def fit(
                 group["lr"] = settings.rate(update)
             batch = torch.randint(len(data), (settings.batch_size,), generator=generator, device=device)
             optimizer.zero_grad(set_to_none=True)
-            value = _gradient(denoiser, average, objective, data[batch], generator, settings)
+            now = objective.at_update(update, settings.updates) if hasattr(objective, "at_update") else objective
+            value = _gradient(denoiser, average, now, data[batch], generator, settings)
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)
             losses[update], norms[update] = value, norm
             if not (losses[update].isfinite() and norms[update].isfinite()):
@@ -177,10 +178,10 @@ def fit(
             else:
                 blend(averaged, parameters, update)
             bar.update()
-            now = time.monotonic()
-            if checkpoint is not None and here.first and now - saved > session.checkpoint_seconds:
+            moment = time.monotonic()
+            if checkpoint is not None and here.first and moment - saved > session.checkpoint_seconds:
                 bar.set_postfix(loss=f"{losses[max(0, update - 99) : update + 1].mean():.4f}")
-                state.save(checkpoint, fingerprint, update + 1, seconds + now - started)
+                state.save(checkpoint, fingerprint, update + 1, seconds + moment - started)
                 saved = time.monotonic()
     seconds += time.monotonic() - started
     return Trained(_frozen(average if settings.ema > 0 else denoiser), _frozen(denoiser), losses, norms, seconds)

@@ -7,9 +7,10 @@ import torch
 
 from pdlib.data import DATASETS
 from pdlib.denoiser import DenoiserLike
-from pdlib.distillation import METHODS
+from pdlib.distillation import METHODS, Method
 from pdlib.exercises import EXERCISES, Exercise
 from pdlib.metrics import METRICS, Metric
+from pdlib.objectives import Objective
 from pdlib.predictions import PREDICTIONS, Prediction
 from pdlib.sampling import ddim_step
 from pdlib.schedules import SCHEDULES, CosineSchedule, expand
@@ -31,6 +32,13 @@ class JumpToClean:
             grid = torch.arange(walk, -1, -1, dtype=torch.float64) / (2 * self.steps)
             landed[there] = walked_down(self.teacher, z[there], grid)
         return landed
+
+
+class JumpsToClean(Method):
+    """Its targets, stage by stage."""
+
+    def objective(self, teacher, grid, weighting="truncated_snr"):
+        return Objective(JumpToClean(teacher, grid.N), grid, weighting)
 
 
 def walked_down(teacher, z, times):
@@ -58,7 +66,7 @@ def add_one_of_each():
     PREDICTIONS["half_v"] = Prediction(half_v)
     METRICS["mean_gap"] = Metric(lambda real, fake: (real.mean() - fake.mean()).abs().item(), False, "gap of the means")
     DATASETS["stripes"] = stripes
-    METHODS["jump_to_clean"] = lambda teacher, grid: JumpToClean(teacher, grid.N)
+    METHODS["jump_to_clean"] = JumpsToClean
     SCHEDULES["late_cosine"] = lambda T=1000: CosineSchedule(offset=0.1)
     EXERCISES["99_double"] = Exercise(
         cases=lambda generator: {"x": torch.rand(3, generator=generator)}, reference=lambda x: x + x

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from pdlib.data import Data
 from pdlib.denoiser import Confined, Denoiser, DenoiserLike
-from pdlib.distillation import METHODS, convert, progressive_distillation
+from pdlib.distillation import Method, convert, learn
 from pdlib.files import digest, read_tensors, tensors_digest, write_tensors
 from pdlib.grids import Grid
 from pdlib.interop import is_foreign, open_denoiser
@@ -157,28 +157,31 @@ def _train(run: Run, part: str, models: dict[str, Denoiser], session: Session) -
         clean = Objective(Clean(), s.grid if s.discrete_teacher else None, s.loss_weighting)
         return fit(new_denoiser(s, run.data), clean, examples(run, None), s.teacher_training, session)
     *_, (name, teacher) = models.items()
+    if s.student_method.from_first and part != "converted":
+        name = run.part(s.steps).name
     if s.compile:
-        teacher.network.compile()
-    x, teacher = examples(run, teacher.classes), run.guided(name, teacher)
+        models[name].network.compile()
+    x, guide = examples(run, teacher.classes), run.guided(name, models[name])
     if part == "converted":
-        parent = Confined(teacher, s.clip_x or run.data.largest)
+        parent = Confined(guide, s.clip_x or run.data.largest)
         training = replace(s.teacher_training, updates=s.convert_updates)
         return convert(parent, s.student_prediction, x, training, s.loss_weighting, session)
-    options = {"objective": stage_objective(s), "prediction": s.student_prediction, "session": session}
-    (stage,) = progressive_distillation(teacher, x, teacher.grid.halved().N, s.stage_training, **options)
-    return stage.trained
+    (grid,) = (each for each in s.student_grids if run.part(each.N).name == part)
+    options = {"prediction": s.student_prediction, "start": teacher, "session": session}
+    stage = learn(s.student_method, guide, grid, x, s.stage_training, objective=stage_objective(s), **options)
+    return replace(stage.trained, ema=stage.student)
 
 
 def stage_objective(s: Settings) -> Callable[[DenoiserLike, Grid], Objective]:
     """(teacher, the student's grid) -> what that student learns. It holds what decides that, and nothing else."""
-    return partial(_of_stage, method=s.method, clip_x=s.clip_x, weighting=s.loss_weighting)
+    return partial(_of_stage, method=s.student_method, clip_x=s.clip_x, weighting=s.loss_weighting)
 
 
 def _of_stage(
-    teacher: DenoiserLike, grid: Grid, method: str, clip_x: float | None, weighting: str | Weighting
+    teacher: DenoiserLike, grid: Grid, method: Method, clip_x: float | None, weighting: str | Weighting
 ) -> Objective:
     teacher = teacher if clip_x is None else Confined(teacher, clip_x)
-    return Objective(METHODS[method](teacher, grid), grid, weighting)
+    return method.objective(teacher, grid, weighting)
 
 
 def _keep(run: Run, part: str, denoiser: Denoiser, *history: dict[str, Any]) -> Denoiser:

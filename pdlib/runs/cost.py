@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdlib.denoiser import Denoiser, DenoiserLike
@@ -51,14 +52,14 @@ def expected_cost(run: Run, given: Denoiser | None, processes: int = 1) -> Cost:
     x, teacher = examples(run, denoiser.classes), run.guided("teacher", denoiser)
     sampled = run.as_sampled("teacher", denoiser)
 
-    def update(objective: Callable[[DenoiserLike], Objective], training: TrainingSettings) -> float:
+    def update(objective: Callable[[DenoiserLike], Objective], training: TrainingSettings, part: str) -> float:
         few, objective = replace(training, updates=3), of_examples(x, teacher, objective)
-        tried = [fit(copy.deepcopy(denoiser), objective, x, few, Session(progress=False)) for _ in range(2)]
+        tried = [fit(_learner(run, denoiser, part), objective, x, few, Session(progress=False)) for _ in range(2)]
         return tried[-1].seconds / few.updates  # the first is slower than all that follow
 
     updates, images = _counts(run, given)
     kinds = _kinds(run)
-    one = {part: update(objective, training) for part, (objective, training) in kinds.items()}
+    one = {part: update(objective, training, part) for part, (objective, training) in kinds.items()}
     seconds = {part: one.get(part, 0.0) * updates[part] for part in PARTS[:2]}
     seconds["students"] += one["teacher"] * s.convert_updates
     z, t = torch.ones(256, *run.data.shape, device=s.device), torch.ones(256, device=s.device)
@@ -81,7 +82,8 @@ def flops(run: Run, given: Denoiser | None) -> dict[str, float]:
     found = dict.fromkeys(PARTS, 0.0)
     for part, (objective, training) in _kinds(run).items():
         with FlopCounterMode(display=False) as counter:
-            of_examples(x, teacher, objective)(denoiser, denoiser, x[torch.arange(2)], generator).backward()
+            learner = _learner(run, denoiser, part).requires_grad_(True)
+            of_examples(x, teacher, objective)(learner, learner, x[torch.arange(2)], generator).backward()
         each = counter.get_total_flops() / 2 * training.batch_size
         found[part] += each * updates[part]
         if part == "teacher":  # a conversion asks its parent besides
@@ -96,15 +98,21 @@ def _kinds(run: Run) -> dict[str, tuple[Callable[[DenoiserLike], Objective], Tra
     """What is trained, and how: a teacher's objective, and a student's where there is one."""
     s = run.settings
     kinds = {"teacher": (lambda _: Objective(Clean(), None, s.loss_weighting), s.teacher_training)}
-    if grids := s.grid.down_to(s.end_steps):
+    if grids := s.student_grids:
         kinds["students"] = (partial(stage_objective(s), grid=grids[0]), s.stage_training(grids[0]))
     return kinds
+
+
+def _learner(run: Run, denoiser: Denoiser, part: str) -> nn.Module:
+    """What is trained in a part of the run, as it starts."""
+    s = run.settings
+    return copy.deepcopy(denoiser) if part == "teacher" else s.student_method.student(denoiser, s.student_grids[0])
 
 
 def _counts(run: Run, given: Denoiser | None) -> tuple[dict[str, int], int]:
     """Updates of each kind, and how often an image is taken through a network to be measured."""
     s = run.settings
-    students = sum(s.stage_training(grid).updates for grid in s.grid.down_to(s.end_steps))
+    students = sum(s.stage_training(grid).updates for grid in s.student_grids)
     updates = {"teacher": s.teacher_updates if given is None else 0, "students": students}
     walks = sum(s.evaluated_steps) * len(s.curves) - s.steps * ("ddim" in s.curves and not s.convert_updates)
     return updates, walks * s.noise_seeds * s.images_per_seed

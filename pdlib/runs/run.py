@@ -5,6 +5,7 @@ moment goes on when it is started again:
 
     config.json                     the settings, and what they were used on: the data and a given teacher, by digest
     teacher/, student-32/, …        config.json and model.safetensors, and training.safetensors
+    student/                        the same, where one student serves for every number of steps
     converted/                      the same, of a teacher converted to another prediction
     *.checkpoint                    of the training that is under way
     metrics.json                    every figure; see :func:`pdlib.runs.evaluation.evaluate` for its fields
@@ -128,8 +129,9 @@ class Run:
 
     def part(self, steps: int) -> Path:
         """The folder of the student for so many steps; for settings.steps of the teacher, converted if asked for."""
-        start = "converted" if self.settings.convert_updates else "teacher"
-        return self.folder / (start if steps == self.settings.steps else f"student-{steps}")
+        if steps == self.settings.steps:
+            return self.folder / ("converted" if self.settings.convert_updates else "teacher")
+        return self.folder / ("student" if self.settings.student_method.one_network else f"student-{steps}")
 
     @property
     def parts(self) -> list[str]:
@@ -180,7 +182,8 @@ class Run:
 
     def sample(self, steps: int, noise: Tensor) -> Iterator[Tensor]:
         """The walk of the network for so many steps from given noise, see :func:`pdlib.sampling.sample`."""
-        return sample(self.as_sampled(self.part(steps).name, self.denoiser(steps)), z=noise)
+        generator = torch.Generator(noise.device).manual_seed(self.settings.seed)  # of the steps that take new noise
+        return sample(self.as_sampled(self.part(steps).name, self.denoiser(steps)), steps, z=noise, generator=generator)
 
     def guided(self, part: str, denoiser: Denoiser) -> DenoiserLike:
         """One of :attr:`parts` with the guidance that the settings ask for: the given teacher, and no other."""
@@ -361,6 +364,12 @@ def check(run: Run) -> Denoiser | None:
             f"data={run.settings.data!r} does not fit the network: {str(error).splitlines()[0]}; resize the images, or "
             "change multipliers, width or heads"
         ) from error
+    if s.student_grids:
+        student = denoiser.student(s.student_prediction) if s.student_prediction else denoiser
+        try:
+            s.student_method.check(student)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
     needed = disk_bytes(run, denoiser)
     parent = next(path for path in [run.folder, *run.folder.absolute().parents] if path.exists())
     if (free := shutil.disk_usage(parent).free) < needed:

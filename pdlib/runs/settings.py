@@ -41,7 +41,8 @@ Curve = Literal["distilled", "ddim", "stochastic"]
 CURVES = get_args(Curve)
 """The student made for N steps; the undistilled teacher by DDIM; the teacher by ancestral steps."""
 NAMES = ("prediction", "student_prediction", "method", "weighting", "schedule")
-"""The settings that are names in a registry of pdlib's, which is read when they are checked: it may have grown."""
+"""The settings that are names in a registry of pdlib's, which is read when they are checked: it may have grown. A
+method may be followed by options."""
 NETWORK = ("network", "width", "multipliers", "blocks", "attention", "heads", "dropout", "mlp_width")
 """The settings that describe the network; without meaning where a given teacher brings its own."""
 READING = ("split", "test", "column", "size", "crop", "channels", "flip", "skip_broken")
@@ -86,7 +87,10 @@ class Settings(BaseModel):
     guidance: float | None = Field(
         None, ge=0, le=100, description="weight of guidance, where the given teacher is class-conditional"
     )
-    method: str = Field("progressive_distillation", description="what a student learns from its teacher")
+    method: str = Field(
+        "progressive_distillation",
+        description="how students learn from their teacher; options follow, as in tract:phases=3",
+    )
     weighting: str = Field("truncated_snr", description="loss weighting of teacher and students")
     clip_min: float | None = Field(None, ge=0, le=1e9, description="lower end of the weighting's clip")
     clip_max: float | None = Field(None, ge=1e-9, le=1e9, description="upper end of the weighting's clip")
@@ -162,7 +166,9 @@ class Settings(BaseModel):
     @classmethod
     def _known(cls, name: str | None, info: ValidationInfo) -> str | None:
         own = info.field_name == "schedule" and name == TEACHER
-        if name is not None and not own and name not in (known := _registry(info.field_name)):
+        if info.field_name == "method":
+            pdlib.make_method(name)
+        elif name is not None and not own and name not in (known := _registry(info.field_name)):
             from pdlib.files import unknown
 
             raise ValueError(unknown(info.field_name, name, known))
@@ -179,7 +185,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> Settings:
         """What no setting can say alone."""
-        self.grid.down_to(self.end_steps)
+        self.student_method.grids(self.grid, self.end_steps)
         if self.curves[0] != CURVES[0] or len(set(self.curves)) < len(self.curves):
             others = ", ".join(CURVES[1:])
             raise ValueError(f"curves={','.join(self.curves)}: must be distilled, and then any of {others}")
@@ -237,8 +243,20 @@ class Settings(BaseModel):
 
     @property
     def evaluated_steps(self) -> list[int]:
-        """N of the teacher and of every student, highest first."""
-        return [self.steps, *(grid.N for grid in self.grid.down_to(self.end_steps))]
+        """N of the teacher and of every student, highest first; where one student serves for all, as by halving."""
+        one = self.student_method.one_network
+        grids = self.grid.down_to(self.end_steps) if one else self.student_grids
+        return [self.steps, *(grid.N for grid in grids)]
+
+    @property
+    def student_method(self) -> pdlib.Method:
+        """The method, with its options."""
+        return pdlib.make_method(self.method)
+
+    @property
+    def student_grids(self) -> list[pdlib.Grid]:
+        """The grids that the students are made for, in the order of their training."""
+        return self.student_method.grids(self.grid, self.end_steps)
 
     @property
     def noise_schedule(self) -> pdlib.Schedule:
@@ -261,11 +279,19 @@ class Settings(BaseModel):
         )
 
     def stage_training(self, grid: pdlib.Grid) -> pdlib.TrainingSettings:
-        """How the student for a grid is trained."""
-        updates, rate = (_at(text, grid.N) for text in (self.stage_updates, self.stage_learning_rate))
-        own = {"learning_rate": float(rate), "warmup": self.stage_warmup, "ema": self.stage_ema}
+        """How the student for a grid is trained.
+
+        A method that takes fewer stages than progressive distillation has the updates of those that it leaves out too,
+        and as many more as it takes fewer network evaluations for one: their total is the same.
+        """
+        method, all_grids = self.student_method, self.grid.down_to(self.end_steps)
+        above = min((each.N for each in (self.grid, *self.student_grids) if each.N > grid.N), default=grid.N + 1)
+        stages = [each.N for each in all_grids if grid.N <= each.N < above] or [grid.N]
+        updates = sum(int(_at(self.stage_updates, N)) for N in stages) * pdlib.Method.evaluations / method.evaluations
+        rate = float(_at(self.stage_learning_rate, grid.N))
+        own = {"learning_rate": rate, "warmup": self.stage_warmup, "ema": self.stage_ema}
         own["batch_size"] = self.stage_batch_size or self.batch_size
-        return replace(self.teacher_training, updates=int(updates), **own)
+        return replace(self.teacher_training, updates=max(1, round(updates)), **own)
 
 
 def _registry(name: str) -> Collection[str]:
@@ -287,7 +313,9 @@ def make_settings(preset: str = "default", **overrides: Any) -> Settings:
     if preset not in PRESETS:
         raise SettingsError(f"preset={preset!r} is unknown; it must be one of {', '.join(PRESETS)}")
     own = _of_a_foreign_teacher(overrides, PRESETS[preset])
-    settings = Settings(**{**PRESETS[preset], **own, **overrides})
+    method = str({**PRESETS[preset], **overrides}.get("method", Settings.model_fields["method"].default))
+    usual = pdlib.make_method(method).defaults if method.partition(":")[0] in pdlib.METHODS else {}
+    settings = Settings(**{**usual, **PRESETS[preset], **own, **overrides})
     for name in NETWORK if settings.teacher is not None else ():
         if name in overrides:
             raise SettingsError(f"{name}={overrides[name]}: the given teacher brings its own network: leave {name} out")

@@ -1,0 +1,154 @@
+"""Consistency models: from every point of one path the network points to the same end of it, at t = 0.
+
+Song et al. 2023, "Consistency Models"; Song & Dhariwal 2023, "Improved Techniques for Training Consistency Models";
+Geng et al. 2024, "Consistency Models Made Easy"; Lu & Song 2024, "Simplifying, Stabilizing and Scaling Continuous-Time
+Consistency Models". That x̂(z_0) = z_0, the boundary condition, holds of itself for v, ε and "both".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pdlib.denoiser import DenoiserLike
+from pdlib.distillation import Method
+from pdlib.grids import Grid
+from pdlib.methods.tangents import AlongTheFlow, require_tangents
+from pdlib.objectives import Objective, Update
+from pdlib.sampling import ddim_step
+from pdlib.schedules import Schedule, expand
+from pdlib.weightings import Weighting
+
+__all__ = ["ConsistencyDistillation", "ContinuousConsistency", "EasyConsistency"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistent(Objective):
+    """x̃ = x̂(z_r, r), with r < t on the same path, and without gradient.
+
+    Args:
+        teacher: whose DDIM step leads to z_r; ``None`` where z_r is made of the same x and ε.
+        gap: (t − r)/t; ``None`` for r = t − 1/N on the grid.
+        own: whose x̂ it is: the ``"student"`` of the moment, or its ``"average"``.
+        near: whether a pair weighs 1/(t − r), in the place of w(λ_t).
+        finest: the gap is 1/2 at first, 2^−finest at last, see :meth:`at_update`.
+    """
+
+    teacher: DenoiserLike | None = None
+    gap: float | None = None
+    own: str = "student"
+    near: bool = True
+    finest: int = 0
+
+    def at_update(self, update: int, updates: int) -> Consistent:
+        """The gap halves again and again, at equal intervals."""
+        return self if self.gap is None else replace(self, gap=0.5 ** (1 + self.finest * update // updates))
+
+    def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        t, _ = super().pairs(count, generator)
+        return t, (t - 1 / self.grid.N).clamp(min=0) if self.gap is None else t * (1 - self.gap)
+
+    def x_tilde(self, update: Update) -> Tensor:
+        z, t, r = update.z, update.t, update.s
+        if self.teacher is None:
+            alpha, sigma = update.student.schedule.alpha_sigma(r)
+            z_r = expand(alpha, z) * update.x + expand(sigma, z) * update.noise
+        else:
+            z_r = ddim_step(z, self.teacher(z, t), t, r, self.teacher.schedule)
+        return getattr(update, self.own)(z_r, r)
+
+    def weights(self, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+        return 1 / (t - s) if self.near else super().weights(schedule, t, s)
+
+
+class _Consistency(Method):
+    sampler = "renoising"
+    one_network = True
+
+    def check(self, teacher: DenoiserLike) -> None:
+        name = "method: consistency"
+        if getattr(teacher, "prediction", "v") == "x":
+            raise ValueError(f"{name} needs x̂(z_0) = z_0, which prediction='x' does not give: use v or both")
+        if teacher.schedule.alpha_sigma(torch.zeros(1, dtype=torch.float64))[1].item() > 0:
+            raise ValueError(f"{name} needs a schedule that begins at the data, σ_0 = 0: leave out log_snr_max")
+        if teacher.grid.missing:
+            raise ValueError(f"{name} samples from t = 1: give a grid without missing=1")
+
+    def grids(self, grid: Grid, end: int) -> list[Grid]:
+        return [Grid(end)] if grid.down_to(end) else []
+
+
+@dataclass(frozen=True)
+class ConsistencyDistillation(_Consistency):
+    """Pairs (t, t − 1/N) of the teacher's grid, one step of the teacher between them. Song et al. 2023, algorithm 2.
+
+    Args:
+        target: see :class:`Consistent`; the paper takes the average, Song & Dhariwal the student.
+        huber: c of the pseudo-Huber loss over √D; 0 for squares.
+        near: see :class:`Consistent`; here all pairs are as near.
+    """
+
+    target: str = "student"
+    near: bool = True
+    huber: float = 0.03
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}
+
+    def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
+        c = self.huber * math.sqrt(math.prod(teacher.shape or (1,)))
+        own = {"grid": teacher.grid, "weighting": weighting, "huber": c}
+        return Consistent(teacher=teacher, own=self.target, near=self.near, **own)
+
+
+@dataclass(frozen=True)
+class EasyConsistency(_Consistency):
+    """ECT: consistency training from the teacher's weights, without its answers; pairs draw nearer. Geng et al. 2024.
+
+    Args:
+        finest: how often the gap (t − r)/t is a half of what it was, at last: 6 for 1/64.
+        target, near: see :class:`Consistent`.
+        huber: c of the pseudo-Huber loss over √D; 0 for squares.
+    """
+
+    evaluations: ClassVar[float] = 4.0
+    finest: int = 6
+    target: str = "student"
+    near: bool = True
+    huber: float = 0.03
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}
+
+    def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
+        c = self.huber * math.sqrt(math.prod(teacher.shape or (1,)))
+        return Consistent(gap=0.5, finest=self.finest, own=self.target, near=self.near, weighting=weighting, huber=c)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuous(AlongTheFlow):
+    """The limit r → t: the derivative of x̂ along the teacher's flow is to be 0. Lu & Song 2024, algorithm 1."""
+
+    def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        t, _ = super().pairs(count, generator)
+        return t, torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class ContinuousConsistency(_Consistency):
+    """sCM: continuous time.
+
+    Args:
+        normalize, warmup: see :class:`pdlib.methods.tangents.AlongTheFlow`.
+    """
+
+    evaluations: ClassVar[float] = 6.0
+    normalize: float = 0.1
+    warmup: float = 0.2
+
+    def check(self, teacher: DenoiserLike) -> None:
+        super().check(teacher)
+        require_tangents(teacher, "easy_consistency")
+
+    def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
+        return Continuous(teacher=teacher, normalize=self.normalize, warmup=self.warmup, weighting=weighting)
