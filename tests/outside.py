@@ -7,8 +7,8 @@ import torch
 
 from pdlib.data import DATASETS
 from pdlib.denoiser import DenoiserLike
-from pdlib.distillation import METHODS, Method
 from pdlib.exercises import EXERCISES, Exercise
+from pdlib.methods import METHODS, Method
 from pdlib.metrics import METRICS, Metric
 from pdlib.objectives import Objective
 from pdlib.predictions import PREDICTIONS, Prediction

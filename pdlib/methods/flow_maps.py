@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pdlib.denoiser import DenoiserLike, jump
-from pdlib.distillation import Method
 from pdlib.grids import Grid
+from pdlib.methods import Method
 from pdlib.methods.tangents import AlongTheFlow, require_tangents
 from pdlib.objectives import Objective, Update
 from pdlib.sampling import ddim_step, x_of_step

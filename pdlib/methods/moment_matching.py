@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pdlib.denoiser import Denoiser, DenoiserLike, Wrapper
-from pdlib.distillation import Method
 from pdlib.grids import Grid
+from pdlib.methods import Method
 from pdlib.objectives import Objective
 from pdlib.sampling import ancestral_step
 from pdlib.schedules import diffuse

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pdlib.denoiser import DenoiserLike
-from pdlib.distillation import Method
 from pdlib.grids import Grid
+from pdlib.methods import Method
 from pdlib.objectives import Objective, Update
 from pdlib.sampling import ddim_step, x_of_step
 from pdlib.schedules import expand

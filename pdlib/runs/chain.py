@@ -13,10 +13,11 @@ from torch.utils.data import TensorDataset
 
 from pdlib.data import Data
 from pdlib.denoiser import Confined, Denoiser, DenoiserLike
-from pdlib.distillation import Method, convert, learn
+from pdlib.distillation import convert
 from pdlib.files import digest, read_tensors, tensors_digest, write_tensors
 from pdlib.grids import Grid
 from pdlib.interop import is_foreign, open_denoiser
+from pdlib.methods import Method, learn
 from pdlib.networks import MLP, UNet
 from pdlib.objectives import Clean, Objective
 from pdlib.predictions import PREDICTIONS, output_channels

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
@@ -313,8 +314,9 @@ def make_settings(preset: str = "default", **overrides: Any) -> Settings:
     if preset not in PRESETS:
         raise SettingsError(f"preset={preset!r} is unknown; it must be one of {', '.join(PRESETS)}")
     own = _of_a_foreign_teacher(overrides, PRESETS[preset])
-    method = str({**PRESETS[preset], **overrides}.get("method", Settings.model_fields["method"].default))
-    usual = pdlib.make_method(method).defaults if method.partition(":")[0] in pdlib.METHODS else {}
+    usual: dict[str, str] = {}
+    with suppress(ValueError):  # which the settings will say
+        usual = pdlib.make_method(str(overrides["method"])).defaults if "method" in overrides else {}
     settings = Settings(**{**usual, **PRESETS[preset], **own, **overrides})
     for name in NETWORK if settings.teacher is not None else ():
         if name in overrides:

@@ -7,9 +7,9 @@ from flows import COSINE, ExactMap, LineOfTwo, Towards, three_axes
 from torch import nn
 
 from pdlib.denoiser import Denoiser
-from pdlib.distillation import make_method
 from pdlib.exact import GaussianDenoiser
 from pdlib.grids import Grid
+from pdlib.methods import make_method
 from pdlib.methods.tangents import tangent_target
 from pdlib.networks import MLP
 from pdlib.objectives import Update
