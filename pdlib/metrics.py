@@ -1,17 +1,19 @@
-"""How far generated data are from real data: Fréchet, kernel and sliced Wasserstein distances.
+"""How far generated data are from real data: Fréchet, kernel and sliced Wasserstein distances; precision and recall.
 
-Fréchet and kernel distance compare features: for images the pooled last convolution of a
+All but sliced Wasserstein compare features: for images the pooled last convolution of a
 small classifier that the project trains itself on the data at hand, for points the points themselves.
 The numbers are therefore comparable within one data set, and not with published FID.
 
-Heusel et al. 2017 (Fréchet), Bińkowski et al. 2018 (kernel), Rabin et al. 2012 (sliced Wasserstein).
+Heusel et al. 2017 (Fréchet), Bińkowski et al. 2018 (kernel), Rabin et al. 2012 (sliced Wasserstein),
+Kynkäänniemi et al. 2019 (precision and recall).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -35,6 +37,8 @@ __all__ = [
     "jackknife_error",
     "kernel_distance",
     "measure",
+    "precision",
+    "recall",
     "sampling_floor",
     "sliced_wasserstein",
 ]
@@ -206,21 +210,90 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = 64, seed: 
     return difference.square().mean().sqrt().item()
 
 
+def precision(real: Tensor, fake: Tensor, k: int = 3) -> float:
+    """The share of generated examples that are within reach of a real one, which reaches to its k-th nearest other.
+
+    Depends on how many there are of both: compare it only at equal numbers. Of more real than generated examples, as
+    many are drawn, always the same ones. Examples that have no k others reach everywhere.
+    Kynkäänniemi et al. 2019, equations 1 and 2.
+
+    Args:
+        real, fake: features (n, features) and (m, features).
+        k: the more, the farther each reaches.
+    """
+    return _within_reach(fake, [_at_most(len(fake), real)], k)[0].double().mean().item()
+
+
+def recall(real: Tensor, fake: Tensor, k: int = 3) -> float:
+    """The share of real examples that are within reach of a generated one, all else as in :func:`precision`.
+
+    The jackknife's standard error of it is on the safe side, by up to two thirds: one example can change many reaches.
+    """
+    return _within_reach(_at_most(len(fake), real), [fake], k)[0].double().mean().item()
+
+
+def _precisions(real: Tensor, groups: list[Tensor]) -> list[float]:
+    fake, sizes = torch.cat(groups), [len(group) for group in groups]
+    hits = [part.sum().item() for part in _within_reach(fake, [_at_most(len(fake), real)])[0].split(sizes)]
+    return [(sum(hits) - hit) / (len(fake) - size) for hit, size in zip([0, *hits], [0, *sizes], strict=True)]
+
+
+def _recalls(real: Tensor, groups: list[Tensor]) -> list[float]:
+    return _within_reach(_at_most(sum(map(len, groups)), real), groups).double().mean(1).tolist()
+
+
+def _at_most(count: int, x: Tensor) -> Tensor:
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count]]
+
+
+def _within_reach(points: Tensor, groups: list[Tensor], k: int = 3) -> Tensor:
+    """Whether points are within reach of an example of all groups, then of all but one; (1 + groups, points).
+
+    Distances are computed once, for the left-out groups too, and a MB of them at a time.
+    """
+    examples = torch.cat(groups)
+    owners = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))
+    left_out = owners == torch.arange(-1, len(groups))[:, None]
+
+    def blocks(x: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        rows = max(1, 2**18 // len(examples))
+        for start in range(0, len(x), rows):
+            here = slice(start, start + rows)  # a matrix product would see some distance between equal examples
+            apart = torch.cdist(x[here], examples, compute_mode="donot_use_mm_for_euclid_dist")
+            yield from ((g, here, apart) for g in range(len(left_out)))
+
+    reach, within = examples.new_empty(left_out.shape), torch.empty(len(left_out), len(points), dtype=torch.bool)
+    for g, here, apart in blocks(examples):
+        apart.diagonal(here.start).fill_(math.inf)  # itself is no other
+        others = apart.masked_fill(left_out[g], math.inf)
+        reach[g, here] = others.topk(min(k, len(examples)), largest=False).values[:, -1]
+    reach.masked_fill_(left_out, -1)
+    for g, here, apart in blocks(points):
+        within[g, here] = (apart <= reach[g]).any(1)
+    return within
+
+
 class Metric(NamedTuple):
     """A way to measure generated data; one that is added to :data:`METRICS` is measured and plotted like the rest."""
 
     distance: Callable[[Tensor, Tensor], float]
-    """(real, fake) -> how far apart they are."""
+    """(real, fake) -> how far apart they are, or how much alike."""
     on_features: bool
     """Whether it is given features (n, features), or the data themselves."""
     label: str
     """Its name in pictures and tables."""
+    better: str = "lower"
+    """Whether lower or higher values are better."""
+    of_groups: Callable[[Tensor, list[Tensor]], list[float]] | None = None
+    """(real, groups of fake) -> its value for all, then for all but one at a time: a quick way, where there is one."""
 
 
 METRICS = {
     "frechet_distance": Metric(frechet_distance, True, "Fréchet distance"),
     "kernel_distance": Metric(kernel_distance, True, "kernel distance"),
     "sliced_wasserstein": Metric(sliced_wasserstein, False, "sliced Wasserstein distance"),
+    "precision": Metric(precision, True, "precision", "higher", _precisions),
+    "recall": Metric(recall, True, "recall", "higher", _recalls),
 }
 
 
@@ -234,10 +307,14 @@ def measure(network: nn.Module, real: Tensor | Images, groups: list[Tensor]) -> 
             of them together; the standard error is the jackknife's over the groups. At least 2.
     """
     seen, result = (features(network, real), [features(network, group) for group in groups]), {}
-    for name, (distance, on_features, _) in METRICS.items():
-        reference, parts = seen if on_features else (real, groups)
-        left_out = [distance(reference, torch.cat(parts[:k] + parts[k + 1 :])) for k in range(len(parts))]
-        result[name] = Estimate(distance(reference, torch.cat(parts)), jackknife_error(left_out), left_out)
+    for name, metric in METRICS.items():
+        reference, parts = seen if metric.on_features else (real, groups)
+        if metric.of_groups is None:
+            some = [parts, *(parts[:k] + parts[k + 1 :] for k in range(len(parts)))]
+            values = [metric.distance(reference, torch.cat(kept)) for kept in some]
+        else:
+            values = metric.of_groups(reference, parts)
+        result[name] = Estimate(values[0], jackknife_error(values[1:]), values[1:])
     return result
 
 
@@ -258,7 +335,8 @@ def sampling_floor(
     """Every metric of real against real: of as many images, drawn from real ones with replacement.
 
     It is what a model that reproduces the data perfectly would score. Disjoint halves of the data
-    would not do: all these distances fall with the number of images, and a half is fewer.
+    would not do: all these distances fall with the number of images, and a half is fewer. Precision is 1 where the
+    draws are of all of ``real``.
 
     Args:
         network, real: as in :func:`measure`.

@@ -130,6 +130,8 @@ def png(figure: Figure) -> bytes:
 def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> Figure:
     """The paper's figure 4 for this run: a distance against the sampling steps, on log axes.
 
+    A metric of which higher values are better is on a plain axis.
+
     Args:
         metrics: what ``metrics.json`` holds, see :func:`pdlib.runs.evaluation.evaluate`.
         metric: which of its metrics.
@@ -341,6 +343,7 @@ def _draw_quality(axes: Axes, metrics: dict[str, Any], metric: str) -> None:
         look = {"label": LABELS.get(name, name), "color": COLORS[name], "marker": MARKERS[name]}
         axes.errorbar(steps, values, errors, capsize=3, **look)
     floor, error = metrics["floor"][metric]
+    label, better = METRICS[metric].label, METRICS[metric].better
     axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
     axes.axhspan(floor - error, floor + error, color=COLORS["real"], alpha=0.15, linewidth=0)
     _log_steps(axes, steps)
@@ -348,9 +351,9 @@ def _draw_quality(axes: Axes, metrics: dict[str, Any], metric: str) -> None:
         near_zero = max(abs(floor) + error, 1e-4)
         axes.set_yscale("symlog", linthresh=near_zero)
         axes.set_ylim(bottom=-2 * near_zero)
-    else:
+    elif better == "lower":
         axes.set_yscale("log")
-    axes.set_ylabel(f"{METRICS[metric].label} to real data\n(lower is better)")
+    axes.set_ylabel(f"{label}{' to real data' if better == 'lower' else ''}\n({better} is better)")
     axes.legend(fontsize=11)
 
 

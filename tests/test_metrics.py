@@ -19,6 +19,8 @@ from pdlib.metrics import (
     jackknife_error,
     kernel_distance,
     measure,
+    precision,
+    recall,
     sampling_floor,
     sliced_wasserstein,
 )
@@ -147,13 +149,112 @@ def test_the_sliced_wasserstein_distance_ignores_the_order_and_the_number_of_poi
     assert sliced_wasserstein(x, x + 1, seed=0) != sliced_wasserstein(x, x + 1, seed=1)
 
 
+# Precision and recall.
+
+
+def shares(real, fake, k=3):
+    """Precision and recall by their definition, of features that are whole numbers: their squares are exact."""
+
+    def share(points, examples):
+        squares, others = [(x[:, None] - examples).square().sum(2) for x in (points, examples)]
+        nearest = [row[torch.arange(len(row)) != i].sort().values for i, row in enumerate(others)]
+        reach = torch.stack([row[k - 1] for row in nearest])
+        return (squares <= reach).any(1).double().mean().item()
+
+    return share(fake, real), share(real, fake)
+
+
+@pytest.mark.parametrize(("count", "others", "k"), [(20, 20, 3), (9, 30, 1), (40, 41, 5), (700, 800, 3)])
+def test_precision_and_recall_are_their_definition_also_where_distances_are_equal(count, others, k):
+    for scale in (1, 3):  # many equal examples, and few
+        real, fake = (noise(count, 3) * scale).round(), (noise(others, 3, seed=1) * scale + 2).round()
+        expected = shares(real, fake, k)
+        assert 0 < min(expected) < 1
+        assert (precision(real, fake, k), recall(real, fake, k)) == expected
+
+
+def test_equal_sets_have_precision_and_recall_1_and_sets_far_apart_0():
+    x = noise(60, 64).float()
+    assert (precision(x, x.flip(0)), recall(x, x.flip(0))) == (1, 1)
+    assert (precision(x, x + 100), recall(x, x + 100)) == (0, 0)
+    far, again = x + 100, (x + 100).repeat(4, 1)  # each reaches no farther than its three equals, that is 0
+    assert (precision(far, again), recall(far, again)) == (1, 1)
+    assert (precision(again, again), recall(again, again.repeat(20, 1))) == (1, 1)
+    assert recall(again + 1e-5, again) == 0
+
+
+def test_who_makes_half_of_the_data_has_full_precision_and_half_the_recall():
+    def two_heaps(seed):
+        return noise(1000, 2, seed=seed) + 100 * (torch.arange(1000) % 2)[:, None]
+
+    real, half = two_heaps(0), two_heaps(1)[::2]
+    assert precision(real, half) > 0.95
+    assert 0.45 < recall(real, half) <= 0.5
+    both_and_more = torch.cat([two_heaps(1), noise(1000, 2, seed=2) - 1000])
+    assert 0.45 < precision(real, both_and_more) <= 0.5
+    assert recall(real, both_and_more) > 0.95
+
+
+def test_of_more_real_than_generated_examples_as_many_count():
+    real, fake = noise(3000, 2), noise(100, 2, seed=1)
+    pairs = [(noise(100, 2, seed=i), noise(100, 2, seed=i + 50)) for i in range(2, 40)]
+    for share in (precision, recall):
+        of_equal_numbers = torch.tensor([share(*pair) for pair in pairs])
+        assert abs(share(real, fake) - of_equal_numbers.mean()) < 3 * of_equal_numbers.std()
+        assert share(real, fake) == share(real, fake)
+    assert precision(real, fake) < 1  # that of all 3,000
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_examples_without_three_others_reach_everywhere(count):
+    few, many = noise(count, 2), noise(20, 2, seed=1) + 50
+    assert (precision(few, many), recall(few, many), recall(few, few + 50)) == (1, 0, 1)
+
+
+def test_precision_and_recall_are_the_same_bits_in_any_order_and_on_any_number_of_threads():
+    real, groups = noise(300, 8).float(), list(noise(400, 8, seed=1).float().split(100))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            estimates = measure(nn.Flatten(), real.flip(0) if count == 2 else real, groups)
+            found.append([estimates[name] for name in ("precision", "recall")])
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("real", "used"), [(1500, 1500), (3000, 2000)])
+def test_precision_and_recall_hold_few_distances_at_a_time_and_of_real_data_no_more_than_of_others(
+    monkeypatch, real, used
+):
+    sizes, cdist = [], torch.cdist
+    monkeypatch.setattr(
+        torch, "cdist", lambda *x, **options: (sizes.append(len(x[0]) * len(x[1])), cdist(*x, **options))[1]
+    )
+    measure(nn.Flatten(), noise(real, 2), list(noise(2000, 2, seed=1).split(500)))
+    assert max(sizes) <= 2**18
+    assert sum(sizes) == used**2 + 2000**2 + 2 * used * 2000  # each once, with the groups that are left out
+
+
+@pytest.mark.parametrize(("name", "too_large"), [("precision", 1.3), ("recall", 1.8)])
+def test_the_jackknife_is_of_the_size_of_the_scatter_and_of_recall_on_the_safe_side(name, too_large):
+    real, ratios = noise(400, 4), []
+    for width in (0.8, 1.0):
+        drawn = [list((width * noise(800, 4, seed=seed)).split(80)) for seed in range(1, 41)]
+        found = torch.tensor([METRICS[name].of_groups(real, groups) for groups in drawn], dtype=torch.float64)
+        scatter, errors = found[:, 0].std().item(), [jackknife_error(values[1:].tolist()) for values in found]
+        ratios.append(sum(errors) / len(errors) / scatter)
+    assert 0.75 < min(ratios) < max(ratios) < too_large
+
+
 # All of them together.
 
 
 def test_measuring_reports_the_value_of_all_groups_and_the_jackknife_over_them():
-    real, groups = noise(300, 2), [noise(40, 2, seed=i) + 0.3 for i in range(1, 6)]
+    real, groups = noise(150, 2), [noise(40, 2, seed=i) + 0.3 for i in range(1, 6)]
     found = measure(nn.Flatten(), real, groups)
-    assert set(found) == {"frechet_distance", "kernel_distance", "sliced_wasserstein"}
+    assert set(found) == {"frechet_distance", "kernel_distance", "sliced_wasserstein", "precision", "recall"}
     for name, estimate in found.items():
         distance = METRICS[name].distance
         left_out = [distance(real, torch.cat([g for g in groups if g is not left])) for left in groups]
@@ -171,7 +272,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     assert jackknife_error(left_out) == pytest.approx(x.std().item() / 20**0.5, rel=1e-10)
 
 
-def test_frechet_and_kernel_distance_compare_features_and_sliced_wasserstein_the_data():
+def test_sliced_wasserstein_compares_the_data_and_all_others_features():
     network, real, fake = nn.Linear(2, 3).double(), noise(200, 2), noise(100, 2, seed=1)
     found = {name: estimate.value for name, estimate in measure(network, real, list(fake.split(50))).items()}
     of_features = [features(network, x) for x in (real, fake)]
@@ -179,6 +280,8 @@ def test_frechet_and_kernel_distance_compare_features_and_sliced_wasserstein_the
         "frechet_distance": frechet_distance(*of_features),
         "kernel_distance": kernel_distance(*of_features),
         "sliced_wasserstein": sliced_wasserstein(real, fake),
+        "precision": precision(*of_features),
+        "recall": recall(*of_features),
     }
 
 
@@ -197,7 +300,10 @@ def test_the_floor_is_what_draws_from_the_data_themselves_score():
     away = measure(nn.Flatten(), real, [noise(100, 2, seed=i) + 0.5 for i in range(4)])
     for name, estimate in found.items():
         assert len(estimate.left_out) == 4
-        assert estimate.value < 0.3 * away[name].value
+        if METRICS[name].better == "lower":
+            assert estimate.value < 0.3 * away[name].value
+        else:
+            assert 0.9 < estimate.value <= 1
     # More images, a lower floor: the Fréchet distance of n draws falls as 1/n.
     more = sampling_floor(nn.Flatten(), real, groups=4, size=2500)
     assert more["frechet_distance"].value < 0.2 * found["frechet_distance"].value
@@ -342,7 +448,9 @@ def test_a_single_class_teaches_no_more_than_none(cache):
 def test_images_that_are_all_the_same_have_finite_distances(cache):
     x = torch.zeros(20, 1, 8, 8)
     found = measure(quick(Data("constant", x, torch.arange(20) % 2)), x, [x[:10], x[10:]])
-    assert all(estimate.value == 0 for estimate in found.values())
+    assert {name: estimate.value for name, estimate in found.items()} == {
+        name: 1 if metric.better == "higher" else 0 for name, metric in METRICS.items()
+    }
 
 
 def test_the_features_of_points_are_the_points(cache):

@@ -10,6 +10,7 @@ from ipywidgets import IntSlider
 from pdlib import metrics, plots
 
 METRIC = {"frechet_distance": [2.0, 0.1], "kernel_distance": [-0.001, 0.002], "sliced_wasserstein": [0.05, 0.01]}
+METRIC |= {"precision": [0.1, 0.01], "recall": [0.0, 0.0]}
 
 
 def entry(steps, scale=1.0):
@@ -44,8 +45,9 @@ def test_the_quality_picture_holds_every_figure(metric):
         assert np.allclose(drawn[label].get_xydata(), np.array([steps, values]).T)
     assert any(np.allclose(line.get_ydata(), METRIC[metric][0]) for line in axes.lines)  # the floor
     assert axes.get_xlabel() == "sampling steps N"
-    assert "lower is better" in axes.get_ylabel()
-    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "symlog" if metric == "kernel_distance" else "log")
+    better, scale = ("higher", "linear") if metric in ("precision", "recall") else ("lower", "log")
+    assert f"({better} is better)" in axes.get_ylabel()
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "symlog" if metric == "kernel_distance" else scale)
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "4", "8"]
 
 

@@ -227,10 +227,14 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     if not run.finished:
         raise ValueError(f"{chosen.folder} is not finished: start the same run again to go on with it")
     curves = run.metrics["curves"]
-    print("  ".join([f"{'steps':>6}", *(f"{name:>20}" for name in curves)]), "  Fréchet distance ± standard error")
-    for steps in run.settings.evaluated_steps:
-        row = [_with_error(*curve[str(steps)]["frechet_distance"]) for curve in curves.values()]
-        print("  ".join([f"{steps:>6}", *(f"{figure:>20}" for figure in row)]))
+    heads = "  ".join([f"{'steps':>6}", *(f"{name:>20}" for name in curves)])
+    for name, metric in pdlib.METRICS.items():
+        if name not in run.metrics["floor"]:  # a run of an earlier version
+            continue
+        print(heads, f"  {metric.label} ± standard error, {metric.better} is better")
+        for steps in run.settings.evaluated_steps:
+            row = [_with_error(*curve[str(steps)][name]) for curve in curves.values()]
+            print("  ".join([f"{steps:>6}", *(f"{figure:>20}" for figure in row)]))
 
 
 def _with_error(value: float | None, error: float | None) -> str:

@@ -19,7 +19,7 @@ import pdlib
 from pdlib.denoiser import DenoiserLike
 from pdlib.files import write_json
 from pdlib.grids import Grid
-from pdlib.metrics import feature_network, jackknife_error, measure, sampling_floor
+from pdlib.metrics import METRICS, feature_network, jackknife_error, measure, sampling_floor
 from pdlib.processes import processes
 from pdlib.runs.cost import flops, matrix_rate, peak_memory_mb, release_memory
 from pdlib.runs.settings import settings_to_json
@@ -60,7 +60,7 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
     metrics = here.agree(lambda: run.metrics if path.is_file() else begun)
     curves = metrics["curves"] = {name: metrics["curves"].get(name, {}) for name in settings.curves}
     jobs = [(name, steps) for name in settings.curves for steps in settings.evaluated_steps]
-    missing = [(name, steps) for name, steps in jobs if str(steps) not in curves[name]]
+    missing = [(name, steps) for name, steps in jobs if not METRICS.keys() <= curves[name].get(str(steps), {}).keys()]
     shown = progress and here.first
     with tqdm(total=sum(steps for _, steps in missing), desc="evaluate", unit="step", disable=not shown) as bar:
         for name, steps in missing:

@@ -379,7 +379,7 @@ def describe_speed(metrics: dict[str, Any], what: str = "images") -> str:
 
 def figures_table(metrics: dict[str, Any], what: str = "images") -> str:
     """Every figure of ``metrics.json`` by curve and steps, as Markdown."""
-    labels = {name: metric.label for name, metric in METRICS.items()}
+    labels = {name: metric.label for name, metric in METRICS.items() if name in metrics["floor"]}
     lines = [f"| network | steps | {' | '.join(labels.values())} | ratio | ms per {what.removesuffix('s')} |"]
     lines.append("|---" + "|---:" * (len(labels) + 3) + "|")
     for curve, entries in metrics["curves"].items():

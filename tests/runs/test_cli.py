@@ -14,6 +14,7 @@ from matplotlib.image import imread
 import pdlib
 from pdlib.files import lock_folder
 from pdlib.grids import Grid
+from pdlib.metrics import METRICS
 from pdlib.networks import MLP
 from pdlib.runs import cli, report
 from pdlib.runs.cli import main
@@ -387,11 +388,14 @@ def test_a_full_disk_leaves_no_picture(tiny, tmp_path, capsys, monkeypatch):
 
 def test_the_figures_are_printed(tiny, capsys):
     assert main(["evaluate", str(tiny.folder)]) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
-    assert "distilled" in head
-    assert [int(row.split()[0]) for row in rows] == [4, 2, 1]
-    value, error = map(float, rows[-1].split()[1::2][:2])
-    assert [value, error] == pytest.approx(tiny.metrics["curves"]["distilled"]["1"]["frechet_distance"], rel=0.06)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 * len(METRICS)
+    for (name, metric), (head, *rows) in zip(METRICS.items(), zip(*[iter(lines)] * 4, strict=True), strict=True):
+        assert "distilled" in head
+        assert head.endswith(f"{metric.label} ± standard error, {metric.better} is better")
+        assert [int(row.split()[0]) for row in rows] == [4, 2, 1]
+        value, error = map(float, rows[-1].split()[1::2][:2])
+        assert [value, error] == pytest.approx(tiny.metrics["curves"]["distilled"]["1"][name], rel=0.06, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ import pytest
 import torch
 from tiny_run import TINIEST, contents, copied
 
+from pdlib.files import write_json
+from pdlib.metrics import METRICS
 from pdlib.objectives import Clean
 from pdlib.runs import report
+from pdlib.runs.cli import main
 from pdlib.runs.cost import expected_cost
 from pdlib.runs.report import ReportError, claim, from_notebook, write_report
 from pdlib.runs.run import execute, load_run, new_run
@@ -56,6 +59,7 @@ def test_the_page_shows_every_figure(smoke):
     for text in (torch.__version__, "truncated_snr", f"{smoke.metrics['peak_memory_mb']:.0f} MB", "real against real"):
         assert text in page
     assert str(smoke.folder.home()) not in page.replace(str(smoke.folder), "")
+    assert page.count('class="tips"') == len(METRICS) + 1  # and the speed
     assert "Under way" not in page  # as it says while the run trains
     for steps, entry in smoke.metrics["curves"]["distilled"].items():
         assert f'data-tip="distilled at {steps}: {entry["frechet_distance"][0]:.3g}"' in page  # when pointed at
@@ -91,6 +95,22 @@ def test_a_run_of_points_and_of_a_teacher_alone_get_a_report_too(tmp_path):
     assert "No student was made" in page.read_text()
     run = load_run(tmp_path / "run")
     assert run.denoiser(2)(torch.zeros(5, 2), torch.ones(5)).shape == (5, 2)
+
+
+def test_a_run_of_an_earlier_version_is_shown_with_the_metrics_that_it_has(points, tmp_path, capsys):
+    run = load_run(copied(points, tmp_path))
+    metrics = run.metrics
+    for entry in (metrics["floor"], *metrics["curves"]["distilled"].values()):
+        del entry["precision"], entry["recall"]
+    write_json(run.folder / "metrics.json", metrics)
+    table, whole = (report.figures_table(some.metrics).splitlines() for some in (run, points))
+    assert [line.count("|") for line in table] == [line.count("|") - 2 for line in whole]
+    assert ("recall" in table[0], "recall" in whole[0]) == (False, True)
+    assert write_report(run, progress=False).read_text().count('class="tips"') == 4  # three metrics, and the speed
+    assert main(["evaluate", str(run.folder)]) == 0
+    told = capsys.readouterr().out
+    assert "sliced Wasserstein" in told
+    assert "recall" not in told
 
 
 def test_a_claim_that_fails_stops_only_where_it_is_required(capsys):
