@@ -106,7 +106,7 @@ class Denoiser(nn.Module):
         grid: Grid | None = None,
         seed: int = 0,
         sampler: str = "ddim",
-        two_times: bool = False,
+        **network: Any,
     ) -> Denoiser:
         """A copy to be trained, θ ← η: by default of the same prediction, made for the same grid.
 
@@ -117,15 +117,18 @@ class Denoiser(nn.Module):
             grid: the steps that it is made for.
             seed: of the weights that are new.
             sampler: the kind of those steps.
-            two_times: whether it is a flow map. What is new in it starts at 0: it is its teacher, for every s.
+            **network: what its network's config has otherwise: ``two_times=True`` makes a flow map, in which what is
+                new starts at 0, so that it is its teacher for every s.
 
         Raises:
             ValueError: where the network would have to change its size, and cannot be built again.
         """
-        prediction, network = prediction or self.prediction, copy.deepcopy(self.network)
-        change = {"two_times": True} if two_times and not self.two_times else {}
+        prediction = prediction or self.prediction
+        own = getattr(self.network, "config", {})
+        change = {name: value for name, value in network.items() if value != own.get(name)}
+        network = copy.deepcopy(self.network)
         if change or output_channels(prediction, 1) != output_channels(self.prediction, 1):
-            purpose = "take a second time" if change else f"predict {prediction!r} instead of {self.prediction!r}"
+            purpose = f"have {change}" if change else f"predict {prediction!r} instead of {self.prediction!r}"
             config = self._network_config(purpose)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)

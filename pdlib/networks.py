@@ -44,14 +44,18 @@ class Network(Protocol):
         ...
 
 
+OCTAVES = 9
+
+
 class TimeEmbedding(nn.Module):
     """Sines and cosines of a time in [0, 1] at geometric frequencies, then two linear layers."""
 
-    def __init__(self, width: int, out_features: int):
+    def __init__(self, width: int, out_features: int, octaves: float = OCTAVES):
         super().__init__()
         # From half a turn over the whole range of times to 2⁹ half turns: fine enough to tell
-        # the neighbours of a 1024-step grid apart.
-        frequencies = math.pi * 2 ** torch.linspace(0, 9, width // 2)
+        # the neighbours of a 1024-step grid apart. The faster ones stand still where fewer octaves are asked for.
+        turns = torch.linspace(0, OCTAVES, width // 2)
+        frequencies = math.pi * 2**turns * (turns <= octaves)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.layers = nn.Sequential(
             nn.Linear(2 * (width // 2), out_features), nn.SiLU(), nn.Linear(out_features, out_features)
@@ -117,6 +121,8 @@ class UNet(nn.Module):
         heads: attention heads.
         dropout: probability inside the residual blocks.
         two_times: whether it also takes the time at which a jump ends, as the network of a flow map does.
+        octaves: how many times the frequency is doubled at which it looks at a time. What is taught by derivatives in
+            time needs few: a derivative magnifies what is fast.
 
     Raises:
         ValueError: for heads that do not divide the channels that attention sees; from ``forward``, for an image that
@@ -134,6 +140,7 @@ class UNet(nn.Module):
         heads: int = 4,
         dropout: float = 0.0,
         two_times: bool = False,
+        octaves: float = OCTAVES,
     ):
         super().__init__()
         self.two_times = two_times
@@ -147,7 +154,7 @@ class UNet(nn.Module):
             "attention": None if attention is None else list(attention),
             "heads": heads,
             "dropout": dropout,
-            **({"two_times": True} if two_times else {}),
+            **_if_unusual(two_times, octaves),
         }
         if not multipliers or blocks < 1 or width < 4:
             given = f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}"
@@ -161,7 +168,7 @@ class UNet(nn.Module):
             )
         time_features = 4 * width
         levels = range(len(multipliers))
-        self.embed = TimeEmbedding(width, time_features)
+        self.embed = TimeEmbedding(width, time_features, octaves)
         self.first = nn.Conv2d(channels, width, 3, padding=1)
 
         def block(in_channels: int, out: int, level: int) -> nn.ModuleList:
@@ -191,7 +198,7 @@ class UNet(nn.Module):
                 current = above
         self.norm = nn.GroupNorm(math.gcd(8, current), current)
         self.last = _zero(nn.Conv2d(current, out_channels or channels, 3, padding=1))
-        self.embed_end = _second_time(width, time_features) if two_times else None
+        self.embed_end = _second_time(width, time_features, octaves) if two_times else None
 
     def forward(self, z: Tensor, time: Tensor, *end: Tensor) -> Tensor:
         """z: (batch, channels, height, width); time, and end of a flow map: (batch,) in [0, 1]. Returns the output."""
@@ -226,19 +233,20 @@ class MLP(nn.Module):
         width: int = 128,
         blocks: int = 3,
         two_times: bool = False,
+        octaves: float = OCTAVES,
     ):
         super().__init__()
         self.two_times = two_times
         sizes = {"channels": channels, "out_channels": out_channels or channels, "width": width, "blocks": blocks}
-        self.config = {"name": "mlp", **sizes, **({"two_times": True} if two_times else {})}
-        self.embed = TimeEmbedding(32, width)
+        self.config = {"name": "mlp", **sizes, **_if_unusual(two_times, octaves)}
+        self.embed = TimeEmbedding(32, width, octaves)
         self.first = nn.Linear(channels, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), _zero(nn.Linear(width, width)))
             for _ in range(blocks)
         )
         self.last = _zero(nn.Linear(width, out_channels or channels))
-        self.embed_end = _second_time(32, width) if two_times else None
+        self.embed_end = _second_time(32, width, octaves) if two_times else None
 
     def forward(self, z: Tensor, time: Tensor, *end: Tensor) -> Tensor:
         """z: (batch, channels); time, and end of a flow map: (batch,) in [0, 1]. Returns (batch, out_channels)."""
@@ -285,9 +293,13 @@ def _apply(part: nn.ModuleList, h: Tensor, time: Tensor) -> Tensor:
     return h
 
 
-def _second_time(width: int, features: int) -> TimeEmbedding:
+def _if_unusual(two_times: bool, octaves: float) -> dict[str, Any]:
+    return ({"two_times": True} if two_times else {}) | ({"octaves": octaves} if octaves != OCTAVES else {})
+
+
+def _second_time(width: int, features: int, octaves: float) -> TimeEmbedding:
     """The embedding of a flow map's second time: it starts at 0, so that the network starts without knowing of it."""
-    embedding = TimeEmbedding(width, features)
+    embedding = TimeEmbedding(width, features, octaves)
     _zero(embedding.layers[-1])
     return embedding
 

@@ -24,7 +24,9 @@ REPOSITORY = os.environ.get("GITHUB_REPOSITORY") or _PROJECT["urls"]["Repository
 
 
 def _parsed(file: str) -> ast.Module:
-    return ast.parse((ROOT / "pdlib" / f"{file}.py").read_text(encoding="utf-8"))
+    path = ROOT / "pdlib" / f"{file}.py"
+    path = path if path.is_file() else ROOT / "pdlib" / file / "__init__.py"
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 # The core's public names, by the file that they are in: what pdlib/__init__.py loads lazily.

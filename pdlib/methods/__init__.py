@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -36,8 +36,8 @@ class Method:
 
     sampler: ClassVar[str] = "ddim"
     """How its students are sampled, of :data:`pdlib.sampling.SAMPLERS`."""
-    two_times: ClassVar[bool] = False
-    """Whether its students are flow maps."""
+    network: ClassVar[dict[str, Any]] = {}
+    """What a student's network has otherwise than its teacher's, see :meth:`pdlib.denoiser.Denoiser.student`."""
     one_network: ClassVar[bool] = False
     """Whether its one student serves for every number of steps."""
     from_first: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class Method:
 
     def student(self, teacher: Denoiser, grid: Grid, prediction: str | None = None, seed: int = 0) -> nn.Module:
         """What is trained: a student that starts as its teacher, θ ← η."""
-        return teacher.student(prediction, grid, seed, self.sampler, self.two_times)
+        return teacher.student(prediction, grid, seed, self.sampler, **self.network)
 
     def finished(self, trained: nn.Module) -> Denoiser:
         """The student within what was trained."""

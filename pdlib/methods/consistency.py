@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -140,11 +140,17 @@ class ContinuousConsistency(_Consistency):
 
     Args:
         normalize, warmup: see :class:`pdlib.methods.tangents.AlongTheFlow`.
+        octaves: of the time, see :class:`pdlib.networks.UNet`; 9 for all.
     """
 
     evaluations: ClassVar[float] = 6.0
     normalize: float = 0.1
     warmup: float = 0.2
+    octaves: int = 3
+
+    @property
+    def network(self) -> dict[str, Any]:
+        return {"octaves": self.octaves}
 
     def check(self, teacher: DenoiserLike) -> None:
         super().check(teacher)

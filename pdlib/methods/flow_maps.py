@@ -7,7 +7,7 @@ Learning flow maps via self-distillation"; Geng et al. 2025, "Mean Flows for One
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ __all__ = ["MeanFlow", "SelfDistillation"]
 
 
 class _FlowMap(Method):
-    two_times = True
+    network: ClassVar[dict[str, Any]] = {"two_times": True}
     one_network = True
 
     def check(self, teacher: DenoiserLike) -> None:
@@ -105,12 +105,18 @@ class MeanFlow(_FlowMap):
     Args:
         normalize, warmup: see :class:`pdlib.methods.tangents.AlongTheFlow`.
         diagonal: see :class:`Eulerian`.
+        octaves: of both times, see :class:`pdlib.networks.UNet`; 9 for all.
     """
 
     evaluations: ClassVar[float] = 6.0
     normalize: float = 0.1
     diagonal: float = 0.25
     warmup: float = 0.2
+    octaves: int = 3
+
+    @property
+    def network(self) -> dict[str, Any]:
+        return {"two_times": True, "octaves": self.octaves}
 
     def check(self, teacher: DenoiserLike) -> None:
         super().check(teacher)

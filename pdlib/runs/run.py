@@ -205,7 +205,7 @@ class Run:
         steps = next((n for n in s.evaluated_steps if self.part(n).name == part), None)
         if self.finished and steps is not None:
             entry, images = self.metrics["curves"]["distilled"][str(steps)], self.metrics["images"]
-            measured = {metric.label: entry[name] for name, metric in METRICS.items()}
+            measured = {metric.label: entry[name] for name, metric in METRICS.items() if name in entry}
             measured["Fréchet distance over the teacher's"] = (entry["ratio"], entry["ratio_standard_error"])
             known = {label: pair for label, pair in measured.items() if None not in pair}
             figures = {label: f"{value:.3g} ± {error:.2g}" for label, (value, error) in known.items()}
