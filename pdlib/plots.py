@@ -48,7 +48,7 @@ __all__ = [
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 YELLOW, SKY, GREY = "#E69F00", "#56B4E9", "#555555"
 COLORS = (
-    {"distilled": BLUE, "ddim": ORANGE, "stochastic": GREEN, "real": GREY}  # the curves of a run
+    {"distilled": BLUE, "ddim": ORANGE, "stochastic": GREEN, "halving": SKY, "real": GREY}  # the curves of a run
     | {"alpha": BLUE, "sigma": ORANGE}  # the two parts of z
     | {"x": BLUE, "eps": ORANGE, "v": GREEN, "both": PURPLE}  # predictions
     | {"cosine": BLUE, "cosine_offset": SKY, "linear": ORANGE, "discrete_linear": YELLOW}  # schedules
@@ -57,8 +57,9 @@ COLORS = (
     | {"swapped": PURPLE, "second_answer": YELLOW, "off_by_one": GREEN}  # mistaken targets
 )
 """One colour for one thing, in every picture."""
-MARKERS = {"distilled": "o", "ddim": "s", "stochastic": "^"}
+MARKERS = {"distilled": "o", "ddim": "s", "stochastic": "^", "halving": "D"}
 LABELS = {"ddim": "DDIM (undistilled teacher)", "stochastic": "stochastic (teacher, ancestral)"}
+LABELS |= {"halving": "progressive distillation"}
 STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 100,

@@ -88,14 +88,17 @@ class Eulerian(AlongTheFlow):
 
     Args:
         diagonal: the share of pairs with s = t, where it is plain distillation.
+        whole: the share of pairs with s = 0.
     """
 
     diagonal: float = 0.25
+    whole: float = 0.25
 
     def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         t, _ = super().pairs(count, generator)
         drawn = torch.rand(2, count, generator=generator, device=generator.device, dtype=torch.float64)
-        return t, torch.where(drawn[0] < self.diagonal, t, drawn[1] * t)
+        s = torch.where(drawn[0] > 1 - self.whole, 0.0, drawn[1] * t)
+        return t, torch.where(drawn[0] < self.diagonal, t, s)
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,14 @@ class MeanFlow(_FlowMap):
 
     Args:
         normalize, warmup: see :class:`pdlib.methods.tangents.AlongTheFlow`.
-        diagonal: see :class:`Eulerian`.
+        diagonal, whole: see :class:`Eulerian`.
         octaves: of both times, see :class:`pdlib.networks.UNet`; 9 for all.
     """
 
     evaluations: ClassVar[float] = 6.0
     normalize: float = 0.1
     diagonal: float = 0.25
+    whole: float = 0.25
     warmup: float = 0.2
     octaves: int = 3
 
@@ -123,5 +127,5 @@ class MeanFlow(_FlowMap):
         require_tangents(teacher, "self_distillation")
 
     def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
-        own = {"normalize": self.normalize, "diagonal": self.diagonal, "warmup": self.warmup}
+        own = {"normalize": self.normalize, "diagonal": self.diagonal, "whole": self.whole, "warmup": self.warmup}
         return Eulerian(teacher=teacher, weighting=weighting, **own)

@@ -40,14 +40,16 @@ class Moments(Objective):
 
     Args:
         teacher: g_θ, of E[x | z_s] of the data.
+        turns: of the auxiliary denoiser, for each of the student; the paper has 1.
         auxiliary_turn: whose turn it is, which :meth:`at_update` sets.
     """
 
     teacher: DenoiserLike
+    turns: int = 1
     auxiliary_turn: bool = True
 
     def at_update(self, update: int, updates: int) -> Moments:
-        return replace(self, auxiliary_turn=update % 2 == 0)
+        return replace(self, auxiliary_turn=update % (self.turns + 1) < self.turns)
 
     def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """t on the student's grid, and s anywhere in the step below it."""
@@ -92,11 +94,13 @@ class MomentMatching(Method):
 
     Args:
         most: the largest number of steps that a student is trained for.
+        turns: see :class:`Moments`.
     """
 
     sampler: ClassVar[str] = "ancestral"
     from_first: ClassVar[bool] = True
     most: int = 8
+    turns: int = 1
 
     def check(self, teacher: DenoiserLike) -> None:
         if teacher.grid.missing:
@@ -106,7 +110,7 @@ class MomentMatching(Method):
         return [each for each in grid.down_to(end) if max(self.most, end) >= each.N]
 
     def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
-        return Moments(teacher=teacher, grid=grid, weighting=weighting)
+        return Moments(teacher=teacher, turns=self.turns, grid=grid, weighting=weighting)
 
     def student(self, teacher: Denoiser, grid: Grid, prediction: str | None = None, seed: int = 0) -> nn.Module:
         return Accompanied(super().student(teacher, grid, prediction, seed), teacher.student())

@@ -51,9 +51,9 @@ def tangent_target(
     """x̃ = x̂ − σ g, where g says how far x̂(z_t, t, s) is from that of a flow map.
 
     A jump lands at F = a x̂ + b z, with b = σ_s/σ_t and a = α_s − b α_t. In the angle φ, α = cos φ and σ = sin φ, the
-    flow is dz/dφ = v*, the teacher's, and along it dF/dφ = a' (x̂ − x*) + a dx̂/dφ with a' = σ_s/σ_t². From that
-    g = cos Δ dF/dφ, Δ = φ_t − φ_s: a change of v̂ that is plain distillation, v* − v̂, at s = t, and the tangent of Lu &
-    Song 2024 (section 4) at s = 0.
+    flow is dz/dφ = v*, the teacher's, and along it g = dF/dφ = a' (x̂ − x*) + a dx̂/dφ with a' = σ_s/σ_t². As a change
+    of v̂ it is plain distillation, v* − v̂, at s = t, and the tangent of Lu & Song 2024 (section 4) at s = 0, but for
+    their factor cos φ_t: where the longest jump begins, at φ_t = π/2, that would leave nothing to learn.
 
     Args:
         teacher: of the velocity.
@@ -67,10 +67,10 @@ def tangent_target(
     x_star = teacher(z, t)
     v_star = v_from_x(z, x_star, alpha, sigma)
     x_hat, rate = _along_the_flow(student, z, t, s, v_star)
-    cosine, sine = alpha * alpha_s + sigma * sigma_s, sigma * alpha_s - alpha * sigma_s  # of Δ
+    cosine, sine = alpha * alpha_s + sigma * sigma_s, sigma * alpha_s - alpha * sigma_s  # of φ_t − φ_s
     plain = expand(cosine, z) * (v_star - v_from_x(z, x_hat, alpha, sigma))
     whole = expand(sigma_s / sigma**2, z) * (x_hat - x_star) + expand(sine / sigma, z) * rate  # dF/dφ
-    g = expand(cosine, z) * (plain + share * (whole - plain))
+    g = plain + share * (whole - plain)
     if normalize:
         g = g / (expand(g.square().flatten(1).mean(1).sqrt(), z) + normalize)
     return x_hat - expand(sigma, z) * g

@@ -30,6 +30,7 @@ from pdlib.runs.verdict import headline, three_numbers, verdict
 
 __all__ = [
     "ReportError",
+    "beside_halving",
     "chains_table",
     "claim",
     "describe_quality",
@@ -47,6 +48,9 @@ __all__ = [
     "write_failed",
     "write_report",
 ]
+
+
+HALVING = Settings.model_fields["method"].default
 
 
 class ReportError(RuntimeError):
@@ -325,6 +329,28 @@ def _scaled(count: float) -> str:
     """1.2e13 as "12 T"."""
     power = min(max(int(math.log10(max(count, 1))) // 3, 0), 6)
     return f"{count / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}"
+
+
+def beside_halving(run: Run) -> dict[str, Any]:
+    """A run's figures; of another method, with the curve of progressive distillation as ``halving``.
+
+    That is of a finished run beside this one's folder, or the default run, which differs in the method and in its
+    students' training alone.
+    """
+    metrics, own = run.metrics, settings_to_json(run.settings)
+    if own["method"] == HALVING:
+        return metrics
+    for folder in (*sorted(run.folder.absolute().parent.iterdir()), default_folder()):
+        with suppress(OSError, ValueError):
+            other = load_run(folder)
+            there = settings_to_json(other.settings)
+            differs = {
+                name for name, value in own.items() if there.get(name) != value and name not in ("data", "curves")
+            }
+            same = other.config["data"]["digest"] == run.config["data"]["digest"] and there["method"] == HALVING
+            if same and differs <= {"method", "stage_updates", "stage_learning_rate", "stage_ema"}:
+                return metrics | {"curves": metrics["curves"] | {"halving": other.metrics["curves"]["distilled"]}}
+    return metrics
 
 
 def describe_quality(metrics: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from pdlib.runs.run import Run
-from pdlib.runs.settings import PRESETS, make_settings, settings_to_json
+from pdlib.runs.settings import PRESETS, Settings, make_settings, settings_to_json
 
 __all__ = ["command", "headline", "three_numbers", "verdict"]
 
@@ -25,6 +25,8 @@ def headline(run: Run) -> str:
     kind = "images" if run.data.is_image else "points"
     measured = "held back from all training" if metrics.get("held_back") else "which the networks were trained on"
     about = [f"{len(run.data.x):,} {kind}", f"distances to {metrics['real_images']:,}, {measured}"]
+    if s.method != Settings.model_fields["method"].default:
+        about.insert(0, f"students by {s.method}, in place of progressive distillation")
     date = metrics.get("date")
     return "\n".join(
         [f"## {shown}: {steps}", "", " · ".join([*([date] if date else []), *about]), "", f"    {command(run)}"]
@@ -118,10 +120,13 @@ def _of_the_chain(run: Run) -> list[str]:
         return []
     worst = lost.index(max(lost))
     share = max(lost) / sum(part for part in lost if part > 0)
+    step = f"from {steps[worst]} steps to {steps[worst + 1]}**: × {math.exp(max(lost)):.2f}, {share:.0%}"
+    if run.settings.student_method.one_network:
+        return [f"**Most was lost {step} of what was lost in all."]
     last = "the last stage" if worst == len(lost) - 1 else "the stage"
     return [
-        f"**Most was lost in {last} from {steps[worst]} steps to {steps[worst + 1]}**: × {math.exp(max(lost)):.2f}, "
-        f"{share:.0%} of what the chain lost. More updates there: `--set stage_updates={_more(run, steps[worst + 1])}`."
+        f"**Most was lost in {last} {step} of what the chain lost. More updates there: "
+        f"`--set stage_updates={_more(run, steps[worst + 1])}`."
     ]
 
 

@@ -111,7 +111,7 @@ def some_network(two_times):
 
 @pytest.mark.parametrize("two_times", [False, True])
 def test_the_tangent_is_what_finite_differences_say(two_times):
-    """cos Δ dF/dφ of a network that is far from any flow map: its jump's end, along the teacher's flow."""
+    """dF/dφ of a network that is far from any flow map: its jump's end, along the teacher's flow."""
     exact, student = three_axes(), some_network(two_times)
     t = torch.linspace(0.1, 1, 30, dtype=torch.float64)
     s = t * torch.linspace(0, 0.9, 30, dtype=torch.float64) if two_times else torch.zeros_like(t)
@@ -130,8 +130,7 @@ def test_the_tangent_is_what_finite_differences_say(two_times):
         return (end(h) - end(-h)) / (2 * h)
 
     slope = (4 * slope_at(5e-7) - slope_at(1e-6)) / 3
-    cosine = expand(torch.cos((t - s) * torch.pi / 2), z)
-    assert (g - cosine * slope).abs().max() < 1e-7
+    assert (g - slope).abs().max() < 1e-8 * slope.abs().max()
 
 
 def test_a_warm_up_and_normalisation_change_the_tangent_and_not_its_fixed_point():
@@ -144,7 +143,7 @@ def test_a_warm_up_and_normalisation_change_the_tangent_and_not_its_fixed_point(
         return (x_hat - tangent_target(exact, student, z, t, zero, share, normalize)) / sigma
 
     assert torch.allclose(g(0.5, 0), (g(0, 0) + g(1, 0)) / 2)
-    cosine = torch.cos(torch.tensor(0.6 * torch.pi / 2)) ** 2
+    cosine = torch.cos(torch.tensor(0.6 * torch.pi / 2))
     alpha = expand(COSINE.alpha_sigma(t)[0], z)
     plain = ((alpha * z - exact(z, t)) - (alpha * z - x_hat)) / sigma
     assert torch.allclose(g(0, 0), cosine * plain)
