@@ -24,23 +24,23 @@ RESULTS = Path(__file__).parent / "results" / "methods.json"
 FIGURES = ("ratio", "frechet_distance", "precision", "recall")
 
 
-def of_the_budget(share: float, **settings: Any) -> str:
+def of_the_budget(share: float) -> str:
     """stage_updates of which each is so large a share of what the default run has."""
-    usual = make_settings(**settings)
+    usual = make_settings()
     kept = [(grid.N, max(1, round(share * usual.stage_training(grid).updates))) for grid in usual.student_grids]
     return f"{kept[0][1]}," + ",".join(f"{N}:{updates}" for N, updates in kept)
 
 
 def runs_of(
-    folder: Path, methods: list[str], seeds: list[int], share: float = 1.0, preset: str = "default", **shared: Any
+    folder: Path, methods: list[str], seeds: list[int], share: float = 1.0, workers: int | None = None
 ) -> dict[str, dict[int, Run]]:
     """Method -> seed -> its finished run; all from the teacher of the first seed's progressive distillation."""
-    first = execute(preset, folder / "teacher", end_steps=make_settings(preset, **shared).steps, **shared)
-    shared |= {"curves": "distilled", "teacher": str(first.folder / "teacher")}
+    first = execute("default", folder / "teacher", end_steps=make_settings().steps)
+    shared = {"curves": "distilled", "teacher": str(first.folder / "teacher")}
     if share < 1:
         shared["stage_updates"] = of_the_budget(share)
     jobs = {f"{name}-{seed}": {"method": name, "seed": seed} for seed in seeds for name in methods}
-    found = sweep(jobs, folder, preset, **shared)
+    found = sweep(jobs, folder, "default", workers=workers, **shared)
     return {name: {seed: found[f"{name}-{seed}"] for seed in seeds} for name in methods}
 
 
@@ -71,10 +71,11 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--share", type=float, default=1.0, help="of the default budget")
+    parser.add_argument("--workers", type=int, help="runs at a time; as many as there are processors")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     methods, seeds = arguments.methods.split(","), [int(seed) for seed in arguments.seeds.split(",")]
-    runs = runs_of(arguments.runs, methods, seeds, arguments.share)
+    runs = runs_of(arguments.runs, methods, seeds, arguments.share, arguments.workers)
     found = {name: row(of_seed) for name, of_seed in runs.items()}
     any_run = next(iter(next(iter(runs.values())).values()))
     about = {"machine": any_run.metrics["machine"], "date": any_run.metrics["date"], "share": arguments.share}

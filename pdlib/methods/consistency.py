@@ -70,13 +70,14 @@ class _Consistency(Method):
     one_network = True
 
     def check(self, teacher: DenoiserLike) -> None:
-        name = "method: consistency"
         if getattr(teacher, "prediction", "v") == "x":
-            raise ValueError(f"{name} needs x̂(z_0) = z_0, which prediction='x' does not give: use v or both")
+            raise ValueError(
+                "method: consistency needs x̂(z_0) = z_0, which prediction='x' does not give: use v or both"
+            )
         if teacher.schedule.alpha_sigma(torch.zeros(1, dtype=torch.float64))[1].item() > 0:
-            raise ValueError(f"{name} needs a schedule that begins at the data, σ_0 = 0: leave out log_snr_max")
+            raise ValueError("method: consistency needs σ_0 = 0, to begin at the data: leave out log_snr_max")
         if teacher.grid.missing:
-            raise ValueError(f"{name} samples from t = 1: give a grid without missing=1")
+            raise ValueError("method: consistency samples from t = 1: give a grid without missing=1")
 
     def grids(self, grid: Grid, end: int) -> list[Grid]:
         return [Grid(end)] if grid.down_to(end) else []
@@ -84,45 +85,42 @@ class _Consistency(Method):
 
 @dataclass(frozen=True)
 class ConsistencyDistillation(_Consistency):
-    """Pairs (t, t − 1/N) of the teacher's grid, one step of the teacher between them. Song et al. 2023, algorithm 2.
+    """Pairs (t, t − 1/N) with a step of the teacher between them. Song et al. 2023, algorithm 2.
 
     Args:
-        target: see :class:`Consistent`; the paper takes the average, Song & Dhariwal the student.
+        target, near: see :class:`Consistent`; the paper takes the average, Song & Dhariwal the student.
         huber: c of the pseudo-Huber loss over √D; 0 for squares.
-        near: see :class:`Consistent`; here all pairs are as near.
     """
 
+    defaults: ClassVar[dict[str, str]] = {"stage_learning_rate": "0.001"}
     target: str = "student"
-    near: bool = True
-    huber: float = 0.03
+    near: bool = False
+    huber: float = 0.0
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}
 
     def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
         c = self.huber * math.sqrt(math.prod(teacher.shape or (1,)))
-        own = {"grid": teacher.grid, "weighting": weighting, "huber": c}
-        return Consistent(teacher=teacher, own=self.target, near=self.near, **own)
+        own = {"own": self.target, "near": self.near, "weighting": weighting, "huber": c}
+        return Consistent(**self._pairs_of(teacher), **own)
+
+    def _pairs_of(self, teacher: DenoiserLike) -> dict[str, Any]:
+        return {"teacher": teacher, "grid": teacher.grid}
 
 
 @dataclass(frozen=True)
-class EasyConsistency(_Consistency):
+class EasyConsistency(ConsistencyDistillation):
     """ECT: consistency training from the teacher's weights, without its answers; pairs draw nearer. Geng et al. 2024.
 
     Args:
-        finest: how often the gap (t − r)/t is a half of what it was, at last: 6 for 1/64.
-        target, near: see :class:`Consistent`.
-        huber: c of the pseudo-Huber loss over √D; 0 for squares.
+        target, near, huber: as in :class:`ConsistencyDistillation`.
+        finest: the gap (t − r)/t is 1/2 at first, 2^−finest at last.
     """
 
     evaluations: ClassVar[float] = 4.0
     finest: int = 6
-    target: str = "student"
-    near: bool = True
-    huber: float = 0.03
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}
 
-    def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
-        c = self.huber * math.sqrt(math.prod(teacher.shape or (1,)))
-        return Consistent(gap=0.5, finest=self.finest, own=self.target, near=self.near, weighting=weighting, huber=c)
+    def _pairs_of(self, teacher: DenoiserLike) -> dict[str, Any]:
+        return {"gap": 0.5, "finest": self.finest}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +142,7 @@ class ContinuousConsistency(_Consistency):
     """
 
     evaluations: ClassVar[float] = 6.0
+    defaults: ClassVar[dict[str, str]] = {"stage_learning_rate": "0.001", "stage_ema": "0.995"}
     normalize: float = 0.1
     warmup: float = 0.2
     octaves: int = 3

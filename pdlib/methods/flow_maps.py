@@ -75,6 +75,7 @@ class SelfDistillation(_FlowMap):
         target: whose halves: the ``"average"`` of the student, or the ``"student"`` of the moment.
     """
 
+    defaults: ClassVar[dict[str, str]] = {"stage_learning_rate": "0.002", "stage_ema": "0.995"}
     target: str = "average"
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}
 
@@ -112,11 +113,12 @@ class MeanFlow(_FlowMap):
     """
 
     evaluations: ClassVar[float] = 6.0
-    normalize: float = 0.1
+    defaults: ClassVar[dict[str, str]] = {"stage_learning_rate": "0.002", "stage_ema": "0.995"}
+    normalize: float = 0.5
     diagonal: float = 0.25
-    whole: float = 0.25
+    whole: float = 0.15
     warmup: float = 0.2
-    octaves: int = 3
+    octaves: int = 2
 
     @property
     def network(self) -> dict[str, Any]:

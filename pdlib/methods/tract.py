@@ -59,6 +59,7 @@ class Tract(Method):
         target: see :class:`TransitiveClosure`.
     """
 
+    defaults: ClassVar[dict[str, str]] = {"stage_learning_rate": "0.001"}
     phases: int = 2
     target: str = "average"
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}

@@ -65,7 +65,7 @@ def test_a_student_is_saved_with_what_it_takes_to_sample_it(name, tmp_path):
     method, student = make_method(name), learned(name).student
     student.save(tmp_path)
     loaded = Denoiser.load(tmp_path)
-    assert (loaded.sampler, loaded.two_times, loaded.grid) == (method.sampler, method.two_times, student.grid)
+    assert (loaded.sampler, loaded.two_times, loaded.grid) == (method.sampler, "two_times" in method.network, student.grid)
     for steps in (None, 4):
         one, other = (
             sample_batches(d, 5, steps, generator=torch.Generator().manual_seed(1)) for d in (student, loaded)
