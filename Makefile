@@ -1,7 +1,7 @@
 # Each target sets itself up in .venv on a machine that has Python 3.11 to 3.14 and make.
 PYTHON ?= python3
 BIN := .venv/bin
-CHAIN := $(sort $(wildcard notebooks/0*.ipynb notebooks/side_roads/*.ipynb notebooks/solutions/*.ipynb))
+CHAIN := $(sort $(wildcard notebooks/[01]*.ipynb notebooks/side_roads/*.ipynb notebooks/solutions/*.ipynb))
 # Those that train for long are tested on their smoke preset, by tests/test_notebooks.py.
 QUICK := $(sort $(wildcard $(foreach n,1 2 3 4 9,notebooks/0$n*.ipynb notebooks/side_roads/0$n*.ipynb) notebooks/explorer.ipynb notebooks/solutions/*.ipynb))
 
@@ -40,7 +40,7 @@ notebooks: .venv/installed-all
 	for notebook in notebooks/report.ipynb notebooks/compare.ipynb notebooks/explorer.ipynb $(CHAIN); do \
 		start=$$(date +%s); \
 		$(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1; \
-		case $$notebook in notebooks/compare.ipynb|notebooks/0[5-8]*|notebooks/side_roads/0[5-8]*) $(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1;; esac; \
+		case $$notebook in notebooks/compare.ipynb|notebooks/0[5-8]*|notebooks/10*|notebooks/side_roads/0[5-8]*) $(BIN)/papermill --log-level WARNING $$notebook $$notebook || exit 1;; esac; \
 		echo "$$notebook: $$(($$(date +%s) - start)) s"; \
 	done
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id --extra-keys "$(UNSTABLE)" notebooks/report.ipynb notebooks/compare.ipynb $(CHAIN)

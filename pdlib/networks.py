@@ -200,7 +200,7 @@ class UNet(nn.Module):
         self.last = _zero(nn.Conv2d(current, out_channels or channels, 3, padding=1))
         self.embed_end = _second_time(width, time_features, octaves) if two_times else None
 
-    def forward(self, z: Tensor, time: Tensor, *end: Tensor) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, end: Tensor | None = None) -> Tensor:
         """z: (batch, channels, height, width); time, and end of a flow map: (batch,) in [0, 1]. Returns the output."""
         multiple = 2 ** (len(self.config["multipliers"]) - 1)
         if z.ndim != 4 or z.shape[1] != self.config["channels"] or z.shape[2] % multiple or z.shape[3] % multiple:
@@ -208,7 +208,7 @@ class UNet(nn.Module):
                 f"this UNet takes images of shape (batch, {self.config['channels']}, height, width) with height "
                 f"and width divisible by {multiple}; it was given {tuple(z.shape)}"
             )
-        time = _embedded(self, z, time, *end)
+        time = _embedded(self, z, time, end)
         h = self.first(z.contiguous(memory_format=torch.channels_last))
         skips = []
         for part in self.down:
@@ -248,11 +248,11 @@ class MLP(nn.Module):
         self.last = _zero(nn.Linear(width, out_channels or channels))
         self.embed_end = _second_time(32, width, octaves) if two_times else None
 
-    def forward(self, z: Tensor, time: Tensor, *end: Tensor) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, end: Tensor | None = None) -> Tensor:
         """z: (batch, channels); time, and end of a flow map: (batch,) in [0, 1]. Returns (batch, out_channels)."""
         if z.ndim != 2 or z.shape[1] != self.config["channels"]:
             raise ValueError(f"this MLP takes points (batch, {self.config['channels']}); it was given {tuple(z.shape)}")
-        time = _embedded(self, z, time, *end)
+        time = _embedded(self, z, time, end)
         h = self.first(z)
         for block in self.blocks:
             h = h + block(h + time)
@@ -304,9 +304,9 @@ def _second_time(width: int, features: int, octaves: float) -> TimeEmbedding:
     return embedding
 
 
-def _embedded(network: nn.Module, z: Tensor, time: Tensor, *end: Tensor) -> Tensor:
+def _embedded(network: nn.Module, z: Tensor, time: Tensor, end: Tensor | None) -> Tensor:
     embedded = network.embed(time.to(z.dtype))
-    return embedded + network.embed_end(*(each.to(z.dtype) for each in end)) if network.two_times else embedded
+    return embedded + network.embed_end((time if end is None else end).to(z.dtype)) if network.two_times else embedded
 
 
 def _zero(layer: nn.Module) -> nn.Module:

@@ -54,6 +54,9 @@ COLORS = (
     | {"cosine": BLUE, "cosine_offset": SKY, "linear": ORANGE, "discrete_linear": YELLOW}  # schedules
     | {"constant": GREY, "snr": ORANGE, "truncated_snr": BLUE, "snr_plus_one": GREEN}  # weightings
     | {"log_snr_density": PURPLE, "min_snr": YELLOW}
+    | {"progressive distillation": BLUE, "TRACT": GREEN, "consistency, distilled": YELLOW}  # methods
+    | {"consistency, trained (ECT)": ORANGE, "consistency, continuous (sCM)": GREY, "moment matching": "black"}
+    | {"flow map, self-distilled": SKY, "flow map, MeanFlow": PURPLE}
     | {"swapped": PURPLE, "second_answer": YELLOW, "off_by_one": GREEN}  # mistaken targets
 )
 """One colour for one thing, in every picture."""

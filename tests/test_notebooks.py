@@ -61,10 +61,11 @@ def prose(notebook):
 
 
 def test_the_main_road_is_short():
-    words = {path.name: prose(nbformat.read(path, as_version=4)) for path in ROOT.glob("notebooks/0[1-8]_*.ipynb")}
-    assert len(words) == 8
+    words = {path.name: prose(nbformat.read(path, as_version=4)) for path in ROOT.glob("notebooks/[01]*_*.ipynb")}
+    words = {name: count for name, count in words.items() if name[:2] not in ("00", "09")}  # a map, and a workshop
+    assert len(words) == 9
     assert max(words.values()) <= 2000, words
-    assert sum(words.values()) <= 14_000, words
+    assert sum(words.values()) <= 16_000, words
 
 
 # Exercises, as they are stored.
@@ -150,7 +151,7 @@ def test_run_all_a_second_time_says_the_same_again(name):
     assert second == first
 
 
-@pytest.mark.parametrize("number", ["00", "05", "06", "07", "08"])
+@pytest.mark.parametrize("number", ["00", "05", "06", "07", "08", "10"])
 def test_a_notebook_that_trains_runs_on_smoke_twice_and_then_passes_strict_nbval(number, tmp_path):
     # A side road opens its road's runs. The second time all are finished: figures are read and no bar is shown.
     # The main road is then executed once more, in a kernel of its own; its side roads, for the time it takes, are not.
@@ -164,7 +165,7 @@ def test_a_notebook_that_trains_runs_on_smoke_twice_and_then_passes_strict_nbval
             assert_strict_nbval(tmp_path / "again.ipynb")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"(side_roads/)?0\d_", name)])
+@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"(side_roads/)?\d\d_", name)])
 def test_a_bad_parameter_stops_a_notebook_with_one_line(name, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as caught:
         run_notebook(ROOT / "notebooks" / name, tmp_path / "out.ipynb", sed=1)

@@ -274,6 +274,8 @@ def pipeline(student: Denoiser | OfClasses) -> diffusers.DDIMPipeline:
     names = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
     if student.prediction not in names:
         raise InteropError(f"prediction={student.prediction!r} has no counterpart in diffusers: use {', '.join(names)}")
+    if student.sampler != "ddim":
+        raise InteropError(f"it samples by {student.sampler} steps, which a DDIMPipeline does not make: use to_onnx")
     if student.grid is None or student.grid.missing or student.shape is None:
         raise InteropError(
             f"its grid is {student.grid} and its shape {student.shape}: both must be known, t = 1 included"

@@ -35,8 +35,8 @@ __all__ = ["about", "save_for_page", "to_onnx"]
 def to_onnx(denoiser: Denoiser, place: str | Path) -> Path:
     """Write a denoiser's network as one ONNX file, in float32.
 
-    Inputs ``z`` (batch, …), ``time`` (batch,), float32, and where it is class-conditional ``labels`` (batch,), int64;
-    output ``output``. The batch may be of any size. :func:`about` is in the file's metadata, under ``pdlib``.
+    Inputs ``z`` (batch, …), ``time`` (batch,), float32; where it is class-conditional ``labels`` (batch,), int64; where it
+    is a flow map ``end`` (batch,), the time at which a jump ends; output ``output``. The batch may be of any size. :func:`about` is in the file's metadata, under ``pdlib``.
 
     Args:
         denoiser: one with a network of its own, not a wrapper, which knows the shape of an example.
@@ -58,13 +58,14 @@ def to_onnx(denoiser: Denoiser, place: str | Path) -> Path:
 
 
 def about(denoiser: Denoiser) -> dict[str, Any]:
-    """What is to be known besides the graph: ``prediction``, ``schedule``, ``grid``, ``shape`` and ``classes``."""
+    """What is to be known besides the graph: ``prediction``, ``schedule``, ``grid``, ``shape``, ``classes``, ``sampler``."""
     return {
         "prediction": denoiser.prediction,
         "schedule": denoiser.schedule.config(),
         "grid": None if denoiser.grid is None else denoiser.grid.config(),
         "shape": list(denoiser.shape),
         "classes": denoiser.classes,
+        "sampler": denoiser.sampler,
     }
 
 
@@ -160,6 +161,8 @@ def _graph(denoiser: Denoiser) -> onnx.ModelProto:
     inputs = {"z": torch.zeros(2, *denoiser.shape), "time": torch.full((2,), 0.5)}
     if denoiser.classes is not None:
         inputs["labels"] = torch.zeros(2, dtype=torch.int64)
+    if denoiser.two_times:
+        inputs["end"] = torch.full((2,), 0.25)
     batch = torch.export.Dim("batch")
     network = denoiser.student().network.cpu().eval()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):

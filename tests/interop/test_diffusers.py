@@ -227,6 +227,7 @@ def test_what_cannot_go_out_says_why_and_writes_nothing(tmp_path):
         "asked between its own timesteps": squeezed,
         "no multiple of its 3 steps": odd,
         "prediction='both' has no counterpart": both,
+        "it samples by renoising steps": teacher.student(grid=Grid(4), sampler="renoising"),
         "both must be known": teacher,
         "a Guided has no counterpart": Guided(teacher, 2.0, 0),
         "a Confined has no counterpart": Confined(teacher, 1.0),

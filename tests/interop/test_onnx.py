@@ -36,7 +36,8 @@ def inputs(denoiser, count):
     draws = torch.Generator().manual_seed(count)
     z, time = torch.randn(count, *denoiser.shape, generator=draws), torch.rand(count, generator=draws)
     labels = {} if denoiser.classes is None else {"labels": torch.arange(count) % denoiser.classes}
-    return {"z": z, "time": time, **labels}
+    end = {"end": torch.rand(count, generator=draws)} if denoiser.two_times else {}
+    return {"z": z, "time": time, **labels, **end}
 
 
 def answers(session, given):
@@ -46,6 +47,7 @@ def answers(session, given):
 KINDS = {
     "unet": lambda tmp_path: unet(attention=(0,)),
     "mlp": lambda tmp_path: made(MLP(2, 4, width=16, blocks=1), (2,), "both"),
+    "flow map": lambda tmp_path: unet(two_times=True),
     "per class": lambda tmp_path: made(PerClass(), (2,)),
     "diffusers": lambda tmp_path: loaded(tmp_path / "theirs"),
 }
