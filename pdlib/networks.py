@@ -48,22 +48,28 @@ OCTAVES = 9
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of a time in [0, 1] at geometric frequencies, then two linear layers."""
+    """Sines and cosines of a time in [0, 1] at geometric frequencies, then two linear layers; of two times the sum.
 
-    def __init__(self, width: int, out_features: int, octaves: float = OCTAVES):
+    What it says of the second one starts at 0.
+    """
+
+    def __init__(self, width: int, out_features: int, octaves: float = OCTAVES, two_times: bool = False):
         super().__init__()
         # From half a turn over the whole range of times to 2⁹ half turns: fine enough to tell
         # the neighbours of a 1024-step grid apart. The faster ones stand still where fewer octaves are asked for.
         turns = torch.linspace(0, OCTAVES, width // 2)
-        frequencies = math.pi * 2**turns * (turns <= octaves)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", math.pi * 2**turns * (turns <= octaves), persistent=False)
         self.layers = nn.Sequential(
             nn.Linear(2 * (width // 2), out_features), nn.SiLU(), nn.Linear(out_features, out_features)
         )
+        self.end = TimeEmbedding(width, out_features, octaves) if two_times else None
+        if two_times:
+            _zero(self.end.layers[-1])
 
-    def forward(self, time: Tensor) -> Tensor:
+    def forward(self, time: Tensor, end: Tensor | None = None) -> Tensor:
         angles = time[:, None] * self.frequencies
-        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+        embedded = self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return embedded if self.end is None else embedded + self.end(time if end is None else end.to(time.dtype))
 
 
 class ResidualBlock(nn.Module):
@@ -143,7 +149,6 @@ class UNet(nn.Module):
         octaves: float = OCTAVES,
     ):
         super().__init__()
-        self.two_times = two_times
         self.config = {
             "name": "unet",
             "channels": channels,
@@ -154,8 +159,9 @@ class UNet(nn.Module):
             "attention": None if attention is None else list(attention),
             "heads": heads,
             "dropout": dropout,
-            **_if_unusual(two_times, octaves),
+            **_of_time(two_times, octaves),
         }
+        self.two_times = two_times
         if not multipliers or blocks < 1 or width < 4:
             given = f"width={width}, multipliers={tuple(multipliers)}, blocks={blocks}"
             raise ValueError(f"{given}: a UNet needs a width of 4 or more, one multiplier and one block at least")
@@ -168,7 +174,7 @@ class UNet(nn.Module):
             )
         time_features = 4 * width
         levels = range(len(multipliers))
-        self.embed = TimeEmbedding(width, time_features, octaves)
+        self.embed = TimeEmbedding(width, time_features, octaves, two_times)
         self.first = nn.Conv2d(channels, width, 3, padding=1)
 
         def block(in_channels: int, out: int, level: int) -> nn.ModuleList:
@@ -198,7 +204,6 @@ class UNet(nn.Module):
                 current = above
         self.norm = nn.GroupNorm(math.gcd(8, current), current)
         self.last = _zero(nn.Conv2d(current, out_channels or channels, 3, padding=1))
-        self.embed_end = _second_time(width, time_features, octaves) if two_times else None
 
     def forward(self, z: Tensor, time: Tensor, end: Tensor | None = None) -> Tensor:
         """z: (batch, channels, height, width); time, and end of a flow map: (batch,) in [0, 1]. Returns the output."""
@@ -208,7 +213,7 @@ class UNet(nn.Module):
                 f"this UNet takes images of shape (batch, {self.config['channels']}, height, width) with height "
                 f"and width divisible by {multiple}; it was given {tuple(z.shape)}"
             )
-        time = _embedded(self, z, time, end)
+        time = self.embed(time.to(z.dtype), end)
         h = self.first(z.contiguous(memory_format=torch.channels_last))
         skips = []
         for part in self.down:
@@ -236,23 +241,21 @@ class MLP(nn.Module):
         octaves: float = OCTAVES,
     ):
         super().__init__()
-        self.two_times = two_times
         sizes = {"channels": channels, "out_channels": out_channels or channels, "width": width, "blocks": blocks}
-        self.config = {"name": "mlp", **sizes, **_if_unusual(two_times, octaves)}
-        self.embed = TimeEmbedding(32, width, octaves)
+        self.config, self.two_times = {"name": "mlp", **sizes, **_of_time(two_times, octaves)}, two_times
+        self.embed = TimeEmbedding(32, width, octaves, two_times)
         self.first = nn.Linear(channels, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), _zero(nn.Linear(width, width)))
             for _ in range(blocks)
         )
         self.last = _zero(nn.Linear(width, out_channels or channels))
-        self.embed_end = _second_time(32, width, octaves) if two_times else None
 
     def forward(self, z: Tensor, time: Tensor, end: Tensor | None = None) -> Tensor:
         """z: (batch, channels); time, and end of a flow map: (batch,) in [0, 1]. Returns (batch, out_channels)."""
         if z.ndim != 2 or z.shape[1] != self.config["channels"]:
             raise ValueError(f"this MLP takes points (batch, {self.config['channels']}); it was given {tuple(z.shape)}")
-        time = _embedded(self, z, time, end)
+        time = self.embed(time.to(z.dtype), end)
         h = self.first(z)
         for block in self.blocks:
             h = h + block(h + time)
@@ -293,20 +296,9 @@ def _apply(part: nn.ModuleList, h: Tensor, time: Tensor) -> Tensor:
     return h
 
 
-def _if_unusual(two_times: bool, octaves: float) -> dict[str, Any]:
+def _of_time(two_times: bool, octaves: float) -> dict[str, Any]:
+    """What a config says of a network's times, where it is unusual."""
     return ({"two_times": True} if two_times else {}) | ({"octaves": octaves} if octaves != OCTAVES else {})
-
-
-def _second_time(width: int, features: int, octaves: float) -> TimeEmbedding:
-    """The embedding of a flow map's second time: it starts at 0, so that the network starts without knowing of it."""
-    embedding = TimeEmbedding(width, features, octaves)
-    _zero(embedding.layers[-1])
-    return embedding
-
-
-def _embedded(network: nn.Module, z: Tensor, time: Tensor, end: Tensor | None) -> Tensor:
-    embedded = network.embed(time.to(z.dtype))
-    return embedded + network.embed_end((time if end is None else end).to(z.dtype)) if network.two_times else embedded
 
 
 def _zero(layer: nn.Module) -> nn.Module:

@@ -64,8 +64,7 @@ class Objective:
         target: what x̃ is, see :data:`Target`; ``None`` where a subclass says it.
         grid: t is drawn from it; ``None`` for continuous t in (0, 1].
         weighting: w, by name or as a callable, see :mod:`pdlib.weightings`; on a grid, as it is on that grid.
-        huber: c of the pseudo-Huber loss √(‖·‖² + c²) − c, in the place of ‖·‖², ‖·‖² being a sum (Song & Dhariwal
-            2023); 0 for ‖·‖² itself.
+        huber: c of the pseudo-Huber loss √(‖·‖² + c²) − c in the place of ‖·‖², Song & Dhariwal 2023; 0 for ‖·‖².
 
     Raises:
         ValueError: for an unknown weighting.
@@ -104,10 +103,10 @@ class Objective:
         with torch.no_grad():
             target = self.x_tilde(Update(x, z, noise, t, s, student, average))  # x̃
         w = self.weights(schedule, t, s)  # w(λ_t)
-        square = (target - jump(student, z, t, s)).square().flatten(1)
+        missed = (target - jump(student, z, t, s)).square().flatten(1).mean(1)
         if self.huber:
-            return (w.to(z) * ((square.sum(1) + self.huber**2).sqrt() - self.huber)).mean()
-        return (w.to(z) * square.mean(1)).mean()
+            missed = (missed + self.huber**2).sqrt() - self.huber
+        return (w.to(z) * missed).mean()
 
     def at_update(self, update: int, updates: int) -> Objective:
         """What it is at one of so many updates, counted from 0: the same, unless it changes as training goes on."""

@@ -42,6 +42,8 @@ class Method:
     """Whether its one student serves for every number of steps."""
     from_first: ClassVar[bool] = False
     """Whether every student learns from the teacher at the start of the chain, and not from the student before it."""
+    needs_top: ClassVar[bool] = False
+    """Whether it needs a grid with its top, t = 1."""
     evaluations: ClassVar[float] = 5.0
     """Network evaluations that an update takes for an example, a gradient counted as two: 2 + 3."""
     defaults: ClassVar[dict[str, str]] = {}
@@ -49,10 +51,13 @@ class Method:
 
     def check(self, teacher: DenoiserLike) -> None:
         """ValueError, in a line that says what to do, where it cannot learn from a teacher such as this."""
+        if self.needs_top and teacher.grid.missing:
+            raise ValueError(f"method: {type(self).__name__} starts at t = 1: give a grid without missing=1")
 
     def grids(self, grid: Grid, end: int) -> list[Grid]:
         """Its students' grids, in the order of their training; ValueError where they do not lead to ``end`` steps."""
-        return grid.down_to(end)
+        made = grid.down_to(end)
+        return [Grid(end)] if made and self.one_network else made
 
     def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
         """What the student for a grid learns from a teacher."""

@@ -1,13 +1,11 @@
 """Consistency models: from every point of one path the network points to the same end of it, at t = 0.
 
-Song et al. 2023, "Consistency Models"; Song & Dhariwal 2023, "Improved Techniques for Training Consistency Models";
-Geng et al. 2024, "Consistency Models Made Easy"; Lu & Song 2024, "Simplifying, Stabilizing and Scaling Continuous-Time
-Consistency Models". That x̂(z_0) = z_0, the boundary condition, holds of itself for v, ε and "both".
+Song et al. 2023; Song & Dhariwal 2023 (iCT); Geng et al. 2024 (ECT); Lu & Song 2024 (sCM). That x̂(z_0) = z_0, the
+boundary condition, holds of itself for v, ε and "both".
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -35,7 +33,7 @@ class Consistent(Objective):
         gap: (t − r)/t; ``None`` for r = t − 1/N on the grid.
         own: whose x̂ it is: the ``"student"`` of the moment, or its ``"average"``.
         near: whether a pair weighs 1/(t − r), in the place of w(λ_t).
-        finest: the gap is 1/2 at first, 2^−finest at last, see :meth:`at_update`.
+        finest: the gap is 1/2 at first, 2^−finest at last; it halves at equal intervals.
     """
 
     teacher: DenoiserLike | None = None
@@ -45,7 +43,6 @@ class Consistent(Objective):
     finest: int = 0
 
     def at_update(self, update: int, updates: int) -> Consistent:
-        """The gap halves again and again, at equal intervals."""
         return self if self.gap is None else replace(self, gap=0.5 ** (1 + self.finest * update // updates))
 
     def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -68,19 +65,16 @@ class Consistent(Objective):
 class _Consistency(Method):
     sampler = "renoising"
     one_network = True
+    needs_top = True
 
     def check(self, teacher: DenoiserLike) -> None:
+        super().check(teacher)
         if getattr(teacher, "prediction", "v") == "x":
             raise ValueError(
                 "method: consistency needs x̂(z_0) = z_0, which prediction='x' does not give: use v or both"
             )
         if teacher.schedule.alpha_sigma(torch.zeros(1, dtype=torch.float64))[1].item() > 0:
             raise ValueError("method: consistency needs σ_0 = 0, to begin at the data: leave out log_snr_max")
-        if teacher.grid.missing:
-            raise ValueError("method: consistency samples from t = 1: give a grid without missing=1")
-
-    def grids(self, grid: Grid, end: int) -> list[Grid]:
-        return [Grid(end)] if grid.down_to(end) else []
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class ConsistencyDistillation(_Consistency):
 
     Args:
         target, near: see :class:`Consistent`; the paper takes the average, Song & Dhariwal the student.
-        huber: c of the pseudo-Huber loss over √D; 0 for squares.
+        huber: of the loss, see :class:`pdlib.objectives.Objective`; 0 for squares.
     """
 
     defaults: ClassVar[dict[str, str]] = {"stage_learning_rate": "0.001"}
@@ -99,8 +93,7 @@ class ConsistencyDistillation(_Consistency):
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}
 
     def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
-        c = self.huber * math.sqrt(math.prod(teacher.shape or (1,)))
-        own = {"own": self.target, "near": self.near, "weighting": weighting, "huber": c}
+        own = {"own": self.target, "near": self.near, "weighting": weighting, "huber": self.huber}
         return Consistent(**self._pairs_of(teacher), **own)
 
     def _pairs_of(self, teacher: DenoiserLike) -> dict[str, Any]:
@@ -112,7 +105,6 @@ class EasyConsistency(ConsistencyDistillation):
     """ECT: consistency training from the teacher's weights, without its answers; pairs draw nearer. Geng et al. 2024.
 
     Args:
-        target, near, huber: as in :class:`ConsistencyDistillation`.
         finest: the gap (t − r)/t is 1/2 at first, 2^−finest at last.
     """
 

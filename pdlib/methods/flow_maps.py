@@ -26,16 +26,13 @@ __all__ = ["MeanFlow", "SelfDistillation"]
 class _FlowMap(Method):
     network: ClassVar[dict[str, Any]] = {"two_times": True}
     one_network = True
+    needs_top = True
 
     def check(self, teacher: DenoiserLike) -> None:
+        super().check(teacher)
         network = getattr(teacher, "network", None)
         if getattr(network, "config", {"name": "unet"}).get("name") not in ("unet", "mlp"):
             raise ValueError("method: a flow map's network takes two times: use network=unet, or a teacher that has it")
-        if teacher.grid.missing:
-            raise ValueError("method: a flow map jumps from t = 1: give a grid without missing=1")
-
-    def grids(self, grid: Grid, end: int) -> list[Grid]:
-        return [Grid(end)] if grid.down_to(end) else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +86,7 @@ class Eulerian(AlongTheFlow):
 
     Args:
         diagonal: the share of pairs with s = t, where it is plain distillation.
-        whole: the share of pairs with s = 0.
+        whole: the share of pairs with s = 0, more of them as t nears 1: the longest jump is the hardest.
     """
 
     diagonal: float = 0.25
@@ -98,7 +95,8 @@ class Eulerian(AlongTheFlow):
     def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         t, _ = super().pairs(count, generator)
         drawn = torch.rand(2, count, generator=generator, device=generator.device, dtype=torch.float64)
-        s = torch.where(drawn[0] > 1 - self.whole, 0.0, drawn[1] * t)
+        whole = drawn[0] > 1 - self.whole
+        t, s = torch.where(whole, t**0.25, t), torch.where(whole, 0.0, drawn[1] * t)
         return t, torch.where(drawn[0] < self.diagonal, t, s)
 
 

@@ -99,12 +99,9 @@ class MomentMatching(Method):
 
     sampler: ClassVar[str] = "ancestral"
     from_first: ClassVar[bool] = True
+    needs_top: ClassVar[bool] = True
     most: int = 8
     turns: int = 1
-
-    def check(self, teacher: DenoiserLike) -> None:
-        if teacher.grid.missing:
-            raise ValueError("method=moment_matching: it starts at t = 1: give a grid without missing=1")
 
     def grids(self, grid: Grid, end: int) -> list[Grid]:
         return [each for each in grid.down_to(end) if max(self.most, end) >= each.N]

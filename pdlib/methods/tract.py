@@ -60,6 +60,7 @@ class Tract(Method):
     """
 
     defaults: ClassVar[dict[str, str]] = {"stage_learning_rate": "0.001"}
+    needs_top: ClassVar[bool] = True
     phases: int = 2
     target: str = "average"
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}
@@ -67,10 +68,6 @@ class Tract(Method):
     def __post_init__(self):
         if self.phases < 1:
             raise ValueError(f"method=tract: phases={self.phases}: must be 1 or more")
-
-    def check(self, teacher: DenoiserLike) -> None:
-        if teacher.grid.missing:
-            raise ValueError("method=tract: its groups end at t = 1: give a grid without missing=1")
 
     def grids(self, grid: Grid, end: int) -> list[Grid]:
         halvings = len(grid.down_to(end))

@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 from pdlib.data import DATASETS, Data, DataError, load_data
-from pdlib.denoiser import Denoiser, DenoiserLike, Guided, OfClasses
-from pdlib.diagnosis import Finding, diagnose
+from pdlib.denoiser import Confined, Denoiser, DenoiserLike, Guided, OfClasses
+from pdlib.diagnosis import Finding, diagnose, labelled
 from pdlib.files import DamagedFileError, digest, lock_folder, read_json, read_tensors, write_json
 from pdlib.grids import Grid
 from pdlib.interop import is_foreign
+from pdlib.methods import Method
 from pdlib.metrics import METRICS
 from pdlib.processes import processes
 from pdlib.runs.chain import given_teacher, network_digest, new_denoiser, train_chain
@@ -173,12 +174,23 @@ class Run:
         return read_tensors(path, checksum)
 
     def diagnose(self, part: str) -> list[Finding]:
-        """What :func:`pdlib.diagnosis.diagnose` says of one of :attr:`parts`."""
+        """What :func:`pdlib.diagnosis.diagnose` says of one of :attr:`parts`; of another method's student, more."""
         s = self.settings
         continuous = part == "teacher" and s.teacher is None and not s.discrete_teacher
         found = diagnose(self.open(part), Grid(s.steps) if continuous else None, s.loss_weighting)
         on_purpose = s.schedule == TEACHER and s.log_snr_min is not None
-        return [finding for finding in found if not (on_purpose and finding.culprit == "terminal SNR")]
+        found = [finding for finding in found if not (on_purpose and finding.culprit == "terminal SNR")]
+        if type(s.student_method) is Method or part in ("teacher", "converted"):
+            return found
+        from pdlib.methods.diagnosis import diagnose_learned
+
+        student, above = self.open(part), self.parts[self.parts.index(part) - 1]
+        teacher = Confined(self.guided(above, self.open(above)), s.clip_x)
+        curve = self.metrics["curves"]["distilled"] if self.finished else {}
+        own = (steps for steps in curve if self.part(int(steps)).name == part)  # at the top it is the teacher's
+        distances = {int(steps): tuple(curve[steps]["frechet_distance"]) for steps in own}
+        pair = (labelled(student, None), labelled(teacher, None))
+        return found + diagnose_learned(s.student_method, *pair, s.stage_training(student.grid), distances)
 
     def sample(self, steps: int, noise: Tensor) -> Iterator[Tensor]:
         """The walk of the network for so many steps from given noise, see :func:`pdlib.sampling.sample`."""
@@ -365,11 +377,11 @@ def check(run: Run) -> Denoiser | None:
             "change multipliers, width or heads"
         ) from error
     if s.student_grids:
-        student = denoiser.student(s.student_prediction) if s.student_prediction else denoiser
         try:
-            s.student_method.check(student)
+            s.student_method.check(denoiser.student(s.student_prediction) if s.student_prediction else denoiser)
+            s.student_method.student(denoiser, s.student_grids[0], s.student_prediction)
         except ValueError as error:
-            raise SettingsError(str(error)) from error
+            raise SettingsError(f"{error}") from error
     needed = disk_bytes(run, denoiser)
     parent = next(path for path in [run.folder, *run.folder.absolute().parents] if path.exists())
     if (free := shutil.disk_usage(parent).free) < needed:

@@ -105,7 +105,7 @@ def test_a_flow_map_starts_as_its_teacher_for_every_end():
         assert torch.equal(student(z, t), one(z, t))
         assert student.two_times
     with torch.no_grad():
-        student.network.embed_end.layers[-1].bias.fill_(0.3)
+        student.network.embed.end.layers[-1].bias.fill_(0.3)
     assert not torch.equal(student(z, t), one(z, t))
 
 
@@ -114,7 +114,7 @@ def test_images_too_can_have_a_second_time():
     one = Denoiser(network, "v", COSINE, Grid(4), (1, 4, 4))
     z, t = torch.randn(3, 1, 4, 4), torch.full((3,), 0.7)
     torch.nn.init.normal_(network.last.weight)
-    torch.nn.init.normal_(network.embed_end.layers[-1].weight)
+    torch.nn.init.normal_(network.embed.end.layers[-1].weight)
     torch.nn.init.normal_(network.down[0][0].conv2.weight)
     assert not torch.equal(one(z, t, s=t * 0), one(z, t))
     *_, last = sample(one, 4, z=z)
