@@ -86,7 +86,7 @@ class Eulerian(AlongTheFlow):
 
     Args:
         diagonal: the share of pairs with s = t, where it is plain distillation.
-        whole: the share of pairs with s = 0, more of them as t nears 1: the longest jump is the hardest.
+        whole: the share of pairs with s = 0.
     """
 
     diagonal: float = 0.25
@@ -95,8 +95,7 @@ class Eulerian(AlongTheFlow):
     def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         t, _ = super().pairs(count, generator)
         drawn = torch.rand(2, count, generator=generator, device=generator.device, dtype=torch.float64)
-        whole = drawn[0] > 1 - self.whole
-        t, s = torch.where(whole, t**0.25, t), torch.where(whole, 0.0, drawn[1] * t)
+        s = torch.where(drawn[0] > 1 - self.whole, 0.0, drawn[1] * t)
         return t, torch.where(drawn[0] < self.diagonal, t, s)
 
 
