@@ -5,11 +5,13 @@ import torch
 from tiny import COSINE, Interrupted, noise, same_weights, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
+from pdlib import plots
 from pdlib.data import load_data
 from pdlib.denoiser import Denoiser, jump
 from pdlib.grids import Grid
 from pdlib.methods import METHODS, Method, learn, make_method
 from pdlib.networks import UNet
+from pdlib.runs import report
 from pdlib.runs.run import execute, load_run
 from pdlib.runs.settings import SettingsError, make_settings
 from pdlib.sampling import sample, sample_batches
@@ -65,7 +67,11 @@ def test_a_student_is_saved_with_what_it_takes_to_sample_it(name, tmp_path):
     method, student = make_method(name), learned(name).student
     student.save(tmp_path)
     loaded = Denoiser.load(tmp_path)
-    assert (loaded.sampler, loaded.two_times, loaded.grid) == (method.sampler, "two_times" in method.network, student.grid)
+    assert (loaded.sampler, loaded.two_times, loaded.grid) == (
+        method.sampler,
+        "two_times" in method.network,
+        student.grid,
+    )
     for steps in (None, 4):
         one, other = (
             sample_batches(d, 5, steps, generator=torch.Generator().manual_seed(1)) for d in (student, loaded)
@@ -237,3 +243,19 @@ def test_a_run_of_every_method(name, moons, tmp_path):
         walk = [*run.sample(steps, torch.randn(4, 2, generator=torch.Generator().manual_seed(0)))]
         assert len(walk) == steps + 1
     assert load_data("moons").x.std() / walk[-1].std() < 3
+
+
+def test_a_report_draws_progressive_distillation_beside_another_method(moons, tmp_path):
+    few = {"data": "moons", "teacher": moons, "images_per_seed": 65, "stage_updates": 5, "curves": "distilled"}
+    halving = execute("smoke", tmp_path / "halving", progress=False, **few)
+    tract = execute("smoke", tmp_path / "tract", method="tract", progress=False, **few)
+    other = execute("smoke", tmp_path / "other", method="tract", seed=1, progress=False, **few)
+    beside = report.beside_halving(tract)
+    assert beside["curves"]["halving"] == halving.metrics["curves"]["distilled"]
+    assert beside["curves"]["distilled"] == tract.metrics["curves"]["distilled"]
+    assert report.beside_halving(halving) == halving.metrics
+    assert "halving" not in report.beside_halving(other)["curves"]  # another seed
+    drawn = [line.get_label() for line in plots.plot_quality(beside).axes[0].containers]
+    assert drawn == ["distilled", "progressive distillation"]
+    assert "students by tract" in report.top(tract)
+    assert "students by" not in report.top(halving)
