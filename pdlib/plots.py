@@ -162,7 +162,7 @@ def plot_chains(
     figure = _new_figure(figsize=(8.5, 4.4))
     axes = figure.add_subplot()
     named = {COLORS[label] for label in chains if label in COLORS}
-    palette = [color for color in (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, "black") if color not in named]
+    palette = [color for color in (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, "black") if color not in named] or [GREY]
     others = [label for label in chains if label not in COLORS]
     for k, (label, chain) in enumerate(chains.items()):
         steps = sorted(chain)
