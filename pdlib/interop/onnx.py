@@ -35,8 +35,9 @@ __all__ = ["about", "save_for_page", "to_onnx"]
 def to_onnx(denoiser: Denoiser, place: str | Path) -> Path:
     """Write a denoiser's network as one ONNX file, in float32.
 
-    Inputs ``z`` (batch, …), ``time`` (batch,), float32; where it is class-conditional ``labels`` (batch,), int64; where it
-    is a flow map ``end`` (batch,), the time at which a jump ends; output ``output``. The batch may be of any size. :func:`about` is in the file's metadata, under ``pdlib``.
+    Inputs ``z`` (batch, …), ``time`` (batch,), float32; where it is class-conditional ``labels`` (batch,), int64; of a
+    flow map ``end`` (batch,), the time at which a jump ends; output ``output``. The batch may be of any size.
+    :func:`about` is in the file's metadata, under ``pdlib``.
 
     Args:
         denoiser: one with a network of its own, not a wrapper, which knows the shape of an example.
@@ -58,7 +59,7 @@ def to_onnx(denoiser: Denoiser, place: str | Path) -> Path:
 
 
 def about(denoiser: Denoiser) -> dict[str, Any]:
-    """What is to be known besides the graph: ``prediction``, ``schedule``, ``grid``, ``shape``, ``classes``, ``sampler``."""
+    """What else is to be known: ``prediction``, ``schedule``, ``grid``, ``shape``, ``classes`` and ``sampler``."""
     return {
         "prediction": denoiser.prediction,
         "schedule": denoiser.schedule.config(),
