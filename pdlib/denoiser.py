@@ -118,7 +118,7 @@ class Denoiser(nn.Module):
             seed: of the weights that are new.
             sampler: the kind of those steps.
             **network: what its network's config has otherwise: ``two_times=True`` makes a flow map, in which what is
-                new starts at 0, so that it is its teacher for every s.
+                new starts at 0, so that it is its teacher for every s (but for ``octaves`` that are stilled).
 
         Raises:
             ValueError: where the network would have to change its size, and cannot be built again.

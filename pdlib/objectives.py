@@ -49,7 +49,7 @@ class Update:
     t: Tensor
     """Shape (batch,)."""
     s: Tensor | None
-    """The second time of each pair, s < t, where the objective draws pairs."""
+    """The second time of each pair, s ≤ t, where the objective draws pairs."""
     student: DenoiserLike
     """The denoiser in training, with its weights of this moment."""
     average: DenoiserLike

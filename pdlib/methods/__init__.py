@@ -51,6 +51,10 @@ class Method:
 
     def check(self, teacher: DenoiserLike) -> None:
         """ValueError, in a line that says what to do, where it cannot learn from a teacher such as this."""
+        if getattr(teacher, "two_times", False) and not self.network.get("two_times"):
+            raise ValueError(
+                f"method: {type(self).__name__} does not learn from a flow map: give a teacher of one time"
+            )
         if self.needs_top and teacher.grid.missing:
             raise ValueError(f"method: {type(self).__name__} starts at t = 1: give a grid without missing=1")
 
@@ -63,9 +67,11 @@ class Method:
         """What the student for a grid learns from a teacher."""
         return Objective(TwoSteps(teacher, grid.N), grid, weighting)
 
-    def student(self, teacher: Denoiser, grid: Grid, prediction: str | None = None, seed: int = 0) -> nn.Module:
-        """What is trained: a student that starts as its teacher, θ ← η."""
-        return teacher.student(prediction, grid, seed, self.sampler, **self.network)
+    def student(
+        self, start: Denoiser, grid: Grid, prediction: str | None = None, seed: int = 0, teacher: Denoiser | None = None
+    ) -> nn.Module:
+        """What is trained: a student that starts as its teacher, θ ← η, or as another network."""
+        return start.student(prediction, grid, seed, self.sampler, **self.network)
 
     def finished(self, trained: nn.Module) -> Denoiser:
         """The student within what was trained."""
@@ -136,9 +142,9 @@ def learn(
         ValueError: where the method cannot learn from such a teacher.
         Exception: as in :func:`pdlib.training.fit`.
     """
-    method.check(teacher)
+    method.check(teacher.student(prediction))
     training = settings(grid) if callable(settings) else settings
-    student = method.student(start or teacher, grid, prediction, training.seed)  # θ ← η
+    student = method.student(start or teacher, grid, prediction, training.seed, teacher)  # θ ← η
     training = replace(training, seed=training.seed + grid.N)
     learned = of_examples(data, teacher, partial(objective or method.objective, grid=grid))
     trained = fit(student, learned, data, training, session)

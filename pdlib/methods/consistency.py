@@ -70,9 +70,7 @@ class _Consistency(Method):
     def check(self, teacher: DenoiserLike) -> None:
         super().check(teacher)
         if getattr(teacher, "prediction", "v") == "x":
-            raise ValueError(
-                "method: consistency needs x̂(z_0) = z_0, which prediction='x' does not give: use v or both"
-            )
+            raise ValueError("method: consistency needs x̂(z_0) = z_0, which prediction='x' does not give: use v")
         if teacher.schedule.alpha_sigma(torch.zeros(1, dtype=torch.float64))[1].item() > 0:
             raise ValueError("method: consistency needs σ_0 = 0, to begin at the data: leave out log_snr_max")
 
@@ -82,7 +80,7 @@ class ConsistencyDistillation(_Consistency):
     """Pairs (t, t − 1/N) with a step of the teacher between them. Song et al. 2023, algorithm 2.
 
     Args:
-        target, near: see :class:`Consistent`; the paper takes the average, Song & Dhariwal the student.
+        target: ``own`` of :class:`Consistent`, as ``near``; the paper takes the average, Song & Dhariwal the student.
         huber: of the loss, see :class:`pdlib.objectives.Objective`; 0 for squares.
     """
 

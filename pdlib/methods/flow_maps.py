@@ -76,6 +76,11 @@ class SelfDistillation(_FlowMap):
     target: str = "average"
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"target": ("average", "student")}
 
+    def check(self, teacher: DenoiserLike) -> None:
+        super().check(teacher)
+        if (N := teacher.grid.N) & (N - 1):
+            raise ValueError(f"method=self_distillation halves jumps of 1 down to 1/N, and N = {N} is no power of two")
+
     def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
         return Halves(teacher=teacher, own=self.target, grid=teacher.grid, weighting=weighting)
 

@@ -1,6 +1,7 @@
 """Moment matching: E[x | z_s] of the student's samples is to be the teacher's. Distributions in the place of points.
 
-Salimans et al. 2024, "Multistep Distillation of Diffusion Models via Moment Matching", algorithm 2 (alternating).
+Salimans et al. 2024, "Multistep Distillation of Diffusion Models via Moment Matching", algorithm 2 (alternating); here
+t is on the student's grid.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Moments(Objective):
         t, s = self.pairs(len(x), generator)
         z, noise = diffuse(x, t, schedule, generator)
         noise = torch.randn(noise.shape, generator=generator, dtype=z.dtype, device=z.device)
-        z, t, s, noise = z[share], t[share], s[share].clamp(min=0), noise[share]
+        z, t, s, noise = z[share], t[share], s[share].clamp(min=1e-6), noise[share]
+        w = self.weights(schedule, t, s)
         with torch.set_grad_enabled(not self.auxiliary_turn):
             x_hat = student(z, t)
         with torch.no_grad():
@@ -80,8 +82,9 @@ class Moments(Objective):
         if self.auxiliary_turn:
             error = (found - x_hat).square() + (found - wanted).square()
         else:
-            error = (x_hat - (x_hat + wanted - found).detach()).square()  # of gradient 2 (found − wanted)
-        return (self.weights(schedule, t, s).to(z) * error.flatten(1).mean(1)).mean()
+            error = (x_hat - (x_hat + wanted - found).detach()).square()  # of gradient 2 (found − wanted), which is
+            w = w.sqrt()  # of σ_s near the data, where w is 1/σ_s²: so that no s outweighs all others
+        return (w.to(z) * error.flatten(1).mean(1)).mean()
 
     def weights(self, schedule, t: Tensor, s: Tensor) -> Tensor:
         """w at s, where the moments are compared."""
@@ -109,8 +112,15 @@ class MomentMatching(Method):
     def objective(self, teacher: DenoiserLike, grid: Grid, weighting: str | Weighting = "truncated_snr") -> Objective:
         return Moments(teacher=teacher, turns=self.turns, grid=grid, weighting=weighting)
 
-    def student(self, teacher: Denoiser, grid: Grid, prediction: str | None = None, seed: int = 0) -> nn.Module:
-        return Accompanied(super().student(teacher, grid, prediction, seed), teacher.student())
+    def check(self, teacher: DenoiserLike) -> None:
+        super().check(teacher)
+        if getattr(teacher, "classes", None) is not None:
+            raise ValueError("method: moment matching knows no classes: give a teacher without")
+
+    def student(
+        self, start: Denoiser, grid: Grid, prediction: str | None = None, seed: int = 0, teacher: Denoiser | None = None
+    ) -> nn.Module:
+        return Accompanied(super().student(start, grid, prediction, seed), (teacher or start).student())
 
     def finished(self, trained: nn.Module) -> Denoiser:
         return trained.denoiser

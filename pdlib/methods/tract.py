@@ -29,7 +29,7 @@ class TransitiveClosure(Objective):
     Args:
         teacher: made for the fine grid, which is also ``grid``.
         groups: S, the student's number of steps: the times are cut into so many groups.
-        target: whose jump it is: the ``"average"`` of the student, as in the paper, or the ``"student"`` of the moment.
+        own: whose jump it is: the ``"average"`` of the student, as in the paper, or the ``"student"`` of the moment.
     """
 
     teacher: DenoiserLike
@@ -56,7 +56,7 @@ class Tract(Method):
 
     Args:
         phases: in how many phases, each with its own teacher, the last student is reached, at most.
-        target: see :class:`TransitiveClosure`.
+        target: ``own`` of :class:`TransitiveClosure`.
     """
 
     defaults: ClassVar[dict[str, str]] = {"stage_learning_rate": "0.001"}

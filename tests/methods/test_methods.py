@@ -187,6 +187,30 @@ def test_no_method_but_progressive_distillation_knows_a_grid_without_its_top(nam
         learn(make_method(name), one, Grid(2), noise(8, 2).float(), FEW, session=QUIET)
 
 
+def test_the_auxiliary_denoiser_starts_as_the_teacher_whatever_the_student_starts_as():
+    one, other = teacher(), teacher(seed=1)
+    both = make_method("moment_matching").student(other, Grid(1), teacher=one)
+    assert same_weights(both.auxiliary, one)
+    assert same_weights(both.denoiser, other)
+
+
+def test_what_learns_from_itself_says_what_it_cannot():
+    twelve = teacher()
+    twelve.grid = Grid(12)
+    flow_map = teacher().student(two_times=True)
+    for name, one, said in (
+        ("self_distillation", twelve, "no power of two"),
+        ("tract", flow_map, "a teacher of one time"),
+        ("consistency_distillation", flow_map, "a teacher of one time"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            learn(make_method(name), one, Grid(1), noise(8, 2).float(), FEW, session=QUIET)
+    with pytest.raises(ValueError, match="prediction='x'"):
+        learn(
+            make_method("easy_consistency"), teacher(), Grid(1), noise(8, 2).float(), FEW, prediction="x", session=QUIET
+        )
+
+
 class NoDerivative(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value):
