@@ -39,8 +39,8 @@ def luminance(color):
 def test_the_quality_picture_holds_every_figure(metric):
     (axes,) = plots.plot_quality(METRICS, metric).axes
     drawn = {container.get_label(): container.lines[0] for container in axes.containers}
-    for name, label in plots.LABELS.items():
-        steps = [1, 2, 4, 8]
+    for name in METRICS["curves"]:
+        steps, label = [1, 2, 4, 8], plots.LABELS.get(name, name)
         values = [METRICS["curves"][name][str(n)][metric][0] for n in steps]
         assert np.allclose(drawn[label].get_xydata(), np.array([steps, values]).T)
     assert any(np.allclose(line.get_ydata(), METRIC[metric][0]) for line in axes.lines)  # the floor
