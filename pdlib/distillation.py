@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from pdlib.denoiser import Denoiser, DenoiserLike
@@ -19,7 +19,7 @@ from pdlib.objectives import Answer, Objective, TwoSteps, of_examples
 from pdlib.training import Session, Trained, TrainingSettings, fit
 from pdlib.weightings import Weighting
 
-__all__ = ["Stage", "convert", "distillation", "progressive_distillation"]
+__all__ = ["Stage", "convert", "distillation", "fit_stage", "progressive_distillation"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,24 @@ def progressive_distillation(
     for grid in teacher.grid.down_to(end):
         training = settings(grid) if callable(settings) else settings
         student = teacher.student(prediction, grid, training.seed)  # θ ← η
-        training = replace(training, seed=training.seed + grid.N)
-        learned = of_examples(data, teacher, partial(objective, grid=grid))
-        trained = fit(student, learned, data, training, replace(session, label=f"student-{grid.N}"))
+        own = replace(session, label=f"student-{grid.N}")
+        trained = fit_stage(student, teacher, grid, data, training, objective, own)
         teacher = trained.ema  # η ← θ, N ← N/2
         yield Stage(grid, teacher, trained)
+
+
+def fit_stage(
+    student: nn.Module,
+    teacher: DenoiserLike,
+    grid: Grid,
+    data: Tensor | TensorDataset,
+    settings: TrainingSettings,
+    objective: Callable[[DenoiserLike, Grid], Objective],
+    session: Session = Session(),
+) -> Trained:
+    """One stage of any method: :func:`pdlib.training.fit`, drawing from the seed plus N."""
+    settings = replace(settings, seed=settings.seed + grid.N)
+    return fit(student, of_examples(data, teacher, partial(objective, grid=grid)), data, settings, session)
 
 
 def convert(

@@ -227,7 +227,7 @@ def precision(real: Tensor, fake: Tensor, k: int = 3) -> float:
 def recall(real: Tensor, fake: Tensor, k: int = 3) -> float:
     """The share of real examples that are within reach of a generated one, all else as in :func:`precision`.
 
-    The jackknife's standard error of it is on the safe side, by up to two thirds: one example can change many reaches.
+    The jackknife's standard error of it is on the safe side, too large: one example can change many reaches.
     """
     return _within_reach(_at_most(len(fake), real), [fake], k)[0].double().mean().item()
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import pkgutil
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
-from functools import partial
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from pdlib.denoiser import Denoiser, DenoiserLike
-from pdlib.distillation import Stage
+from pdlib.distillation import Stage, fit_stage
 from pdlib.files import named
 from pdlib.grids import Grid
-from pdlib.objectives import Objective, TwoSteps, of_examples
-from pdlib.training import Session, TrainingSettings, fit
+from pdlib.objectives import Objective, TwoSteps
+from pdlib.training import Session, TrainingSettings
 from pdlib.weightings import Weighting
 
 __all__ = ["METHODS", "Method", "learn", "make_method"]
@@ -145,7 +144,5 @@ def learn(
     method.check(teacher.student(prediction))
     training = settings(grid) if callable(settings) else settings
     student = method.student(start or teacher, grid, prediction, training.seed, teacher)  # θ ← η
-    training = replace(training, seed=training.seed + grid.N)
-    learned = of_examples(data, teacher, partial(objective or method.objective, grid=grid))
-    trained = fit(student, learned, data, training, session)
+    trained = fit_stage(student, teacher, grid, data, training, objective or method.objective, session)
     return Stage(grid, method.finished(trained.ema), trained)
