@@ -48,6 +48,9 @@ class Method:
     defaults: ClassVar[dict[str, str]] = {}
     """Settings of a run that it wants otherwise, where nothing else is said."""
 
+    cannot_heed: ClassVar[tuple[str, ...]] = ()
+    """Settings of a run that would change nothing, or not what they say."""
+
     def check(self, teacher: DenoiserLike) -> None:
         """ValueError, in a line that says what to do, where it cannot learn from a teacher such as this."""
         if getattr(teacher, "two_times", False) and not self.network.get("two_times"):

@@ -107,6 +107,7 @@ class EasyConsistency(ConsistencyDistillation):
     """
 
     evaluations: ClassVar[float] = 4.0
+    cannot_heed: ClassVar[tuple[str, ...]] = ("clip_x", "guidance")
     finest: int = 6
 
     def _pairs_of(self, teacher: DenoiserLike) -> dict[str, Any]:

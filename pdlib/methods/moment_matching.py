@@ -103,6 +103,7 @@ class MomentMatching(Method):
     sampler: ClassVar[str] = "ancestral"
     from_first: ClassVar[bool] = True
     needs_top: ClassVar[bool] = True
+    cannot_heed: ClassVar[tuple[str, ...]] = ("clip_x",)
     most: int = 8
     turns: int = 1
 

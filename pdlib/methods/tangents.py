@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from pdlib.denoiser import DenoiserLike, jump
+from pdlib.denoiser import DenoiserLike, OfClasses, jump
 from pdlib.objectives import Objective, Update
 from pdlib.predictions import v_from_x
 from pdlib.schedules import expand
@@ -97,6 +97,7 @@ def require_tangents(teacher: DenoiserLike, instead: str) -> None:
     if not getattr(teacher, "shape", None):
         return
     like = next(teacher.parameters(), torch.zeros(()))
+    teacher = teacher if getattr(teacher, "classes", None) is None else OfClasses(teacher, 0)
     z = torch.ones(1, *teacher.shape, device=like.device)
     t = torch.full((1,), 0.5, device=like.device, dtype=torch.float64)
     try:

@@ -187,6 +187,9 @@ class Settings(BaseModel):
     def _agree(self) -> Settings:
         """What no setting can say alone."""
         self.student_method.grids(self.grid, self.end_steps)
+        for name in self.student_method.cannot_heed:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}={getattr(self, name)}: method={self.method} cannot heed it: leave it out")
         if self.curves[0] != CURVES[0] or len(set(self.curves)) < len(self.curves):
             others = ", ".join(CURVES[1:])
             raise ValueError(f"curves={','.join(self.curves)}: must be distilled, and then any of {others}")

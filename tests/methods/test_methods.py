@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import COSINE, Interrupted, noise, same_weights, tiny
+from tiny import COSINE, Interrupted, PerClass, noise, same_weights, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdlib import plots
@@ -161,6 +161,24 @@ def test_what_a_method_cannot_be_is_one_line_before_anything_is_trained(text, sa
     with pytest.raises(SettingsError, match=said) as caught:
         make_settings(method=text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"method": "easy_consistency", "clip_x": 1}, {"method": "moment_matching", "clip_x": 1}]
+)
+def test_a_setting_that_a_method_cannot_heed_is_refused(given):
+    with pytest.raises(SettingsError, match=r"clip_x=1\.0: method=.* cannot heed it: leave it out"):
+        make_settings(**given)
+    make_settings(**given | {"method": "tract"})
+
+
+@pytest.mark.parametrize("name", ["mean_flow", "continuous_consistency"])
+def test_a_class_conditional_teacher_is_tried_with_a_class(name):
+    one = Denoiser(PerClass(), "v", COSINE, Grid(8), (2,))
+    with pytest.raises(ValueError, match=r"two times|octaves"):  # its network cannot be built otherwise, and says so
+        method = make_method(name)
+        method.check(one)
+        method.student(one, Grid(1))
 
 
 @pytest.mark.parametrize(
