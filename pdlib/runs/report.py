@@ -341,7 +341,7 @@ def beside_halving(run: Run) -> dict[str, Any]:
     if own["method"] == HALVING:
         return metrics
     for folder in (*sorted(run.folder.absolute().parent.iterdir()), default_folder()):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # whatever lies there
             other = load_run(folder)
             there = settings_to_json(other.settings)
             differs = {
