@@ -120,6 +120,25 @@ def test_the_kernel_distance_draws_its_subsets_from_its_seed_alone():
     assert kernel_distance(real, fake, subsets=3, subset_size=50, seed=1) != one
 
 
+def test_both_distances_are_those_of_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Given(nn.Identity):  # features that are computed already
+        num_features = 4
+
+    real, fake = noise(300, 4), 0.5 * noise(200, 4, seed=1) + 0.3
+    frechet = FrechetInceptionDistance(feature=Given()).set_dtype(torch.float64)
+    with warnings.catch_warnings(action="ignore"):
+        kernel = KernelInceptionDistance(feature=Given(), subsets=5, subset_size=60)
+    for metric in (frechet, kernel):
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+    assert frechet_distance(real, fake) == pytest.approx(frechet.compute().item(), rel=1e-6)  # they keep float32 sums
+    torch.manual_seed(3)
+    assert kernel_distance(real, fake, 5, 60, seed=3) == pytest.approx(kernel.compute()[0].item(), rel=1e-10)
+
+
 # Sliced Wasserstein distance.
 
 

@@ -104,7 +104,7 @@ def evaluate(run: Run, models: dict[str, DenoiserLike], progress: bool = True) -
         "peak_memory_mb": peak_memory_mb(settings.device),
         "settings": settings_to_json(settings),
         "versions": {"python": platform.python_version(), "pdlib": pdlib.__version__}
-        | {package: version(package) for package in ("torch", "torchmetrics", "scikit-learn", "papermill")},
+        | {package: version(package) for package in ("torch", "scikit-learn", "papermill")},
         "machine": machine(),
         "date": datetime.date.today().isoformat(),
         "complete": True,
