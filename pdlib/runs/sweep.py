@@ -25,6 +25,14 @@ __all__ = ["cells", "mean_by_steps", "read_grid", "sweep", "sweep_grid"]
 
 _one_at_a_time = Lock()  # of a worker's threads: torch's seeds are the process's
 DEATHS = 3  # so many workers may be killed at one run before a sweep gives it up
+FOR_TRAINING = {
+    "distributed.scheduler.allowed-failures": DEATHS - 1,
+    # A worker looks at what it computes a hundred times a second, and has freed memory given back at once: a training,
+    # of many small steps that need the same memory again, waits for both.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+}
 
 
 def sweep(
@@ -83,7 +91,7 @@ def _finished(
         client_log = logging.getLogger("distributed.client")  # it writes down all of what is said in a line below
         stack.callback(client_log.setLevel, client_log.level)
         client_log.setLevel(logging.CRITICAL)
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}))
+        stack.enter_context(dask.config.set(FOR_TRAINING))
         try:
             if scheduler is None:
                 options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}

@@ -291,6 +291,12 @@ def test_a_report_draws_progressive_distillation_beside_another_method(moons, tm
     halving = execute("smoke", tmp_path / "halving", progress=False, **few)
     tract = execute("smoke", tmp_path / "tract", method="tract", progress=False, **few)
     other = execute("smoke", tmp_path / "other", method="tract", seed=1, progress=False, **few)
+    for number, config in enumerate(
+        ("", "[]", "7", "{}", '{"settings": {}, "data": {}}', '{"settings": {}, "data": 7}')
+    ):
+        stranger = tmp_path / f"a{number}"  # looked at before the others, and none of ours
+        stranger.mkdir()
+        (stranger / "config.json").write_text(config)
     beside = report.beside_halving(tract)
     assert beside["curves"]["halving"] == halving.metrics["curves"]["distilled"]
     assert beside["curves"]["distilled"] == tract.metrics["curves"]["distilled"]
