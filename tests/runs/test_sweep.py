@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 import pytest
+from distributed import LocalCluster
 from tiny_run import TINIEST, contents, same_networks
 
 from pdlib.runs import cli
@@ -144,6 +145,22 @@ def test_its_workers_end_with_it_and_it_can_be_started_again(tmp_path):
 def test_a_scheduler_that_is_not_there_is_a_line(tmp_path):
     with pytest.raises(ConnectionError, match=r"scheduler=tcp://127.0.0.1:9: there is none that answers") as caught:
         sweep(SEEDS, tmp_path, "smoke", scheduler="tcp://127.0.0.1:9", progress=False, **RING)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scheduler_that_goes_away_in_the_middle_is_a_line(tmp_path):
+    longer = RING | {"teacher_updates": 10**6}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        ThreadPoolExecutor() as pool,
+    ):
+        where = cluster.scheduler_address
+        result = pool.submit(sweep, {"a": {}}, tmp_path, "smoke", scheduler=where, progress=False, **longer)
+        while not (tmp_path / "a" / "config.json").is_file() and not result.done():
+            time.sleep(0.01)
+        cluster.close()
+        with pytest.raises(ConnectionError, match=r"went away; what is finished is kept: start it again") as caught:
+            result.result(timeout=60)
     assert "\n" not in str(caught.value)
 
 
