@@ -358,7 +358,7 @@ def _draw_quality(axes: Axes, metrics: dict[str, Any], metric: str) -> None:
     elif better == "lower":
         axes.set_yscale("log")
     axes.set_ylabel(f"{label}{' to real data' if better == 'lower' else ''}\n({better} is better)")
-    axes.legend(fontsize=11)
+    axes.legend(fontsize=11, frameon=True, edgecolor="none", framealpha=0.85)  # the floor may run behind it
 
 
 def _draw_same_noise(figure: Figure | SubFigure, rows: dict[str, Tensor], noise: Tensor) -> None:
