@@ -56,11 +56,9 @@ def row(runs: dict[int, Run]) -> dict[str, Any]:
             values = [value[0] if isinstance(value, list) else value for value in values]
             error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
             found[figure][steps] = [statistics.mean(values), error]
-    seconds = [run.metrics["seconds"]["students"] for run in runs.values()]
     return found | {
         "updates": updates,
         "evaluations": updates * first.student_method.evaluations,
-        "seconds": statistics.mean(seconds),
         "seeds": sorted(runs),
     }
 
@@ -82,7 +80,7 @@ def main() -> None:
     arguments.output.write_text(json.dumps({"about": about, "methods": found}, indent=1) + "\n")
     for name, figures in found.items():
         cells = [f"{n}: {value:.3f} ± {error or math.nan:.3f}" for n, (value, error) in figures["ratio"].items()]
-        print(f"{name:<28} {figures['seconds']:6.0f} s  {'  '.join(cells[-4:])}")
+        print(f"{name:<28} {'  '.join(cells[-4:])}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,6 @@ class Method:
     """Network evaluations that an update takes for an example, a gradient counted as two: 2 + 3."""
     defaults: ClassVar[dict[str, str]] = {}
     """Settings of a run that it wants otherwise, where nothing else is said."""
-
     cannot_heed: ClassVar[tuple[str, ...]] = ()
     """Settings of a run that would change nothing, or not what they say."""
 

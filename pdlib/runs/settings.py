@@ -90,7 +90,7 @@ class Settings(BaseModel):
     )
     method: str = Field(
         "progressive_distillation",
-        description="how students learn from their teacher; options follow, as in tract:phases=3",
+        description="how students learn; each with its usual rate; options follow: tract:phases=3",
     )
     weighting: str = Field("truncated_snr", description="loss weighting of teacher and students")
     clip_min: float | None = Field(None, ge=0, le=1e9, description="lower end of the weighting's clip")
@@ -317,10 +317,10 @@ def make_settings(preset: str = "default", **overrides: Any) -> Settings:
     if preset not in PRESETS:
         raise SettingsError(f"preset={preset!r} is unknown; it must be one of {', '.join(PRESETS)}")
     own = _of_a_foreign_teacher(overrides, PRESETS[preset])
-    usual: dict[str, str] = {}
+    chosen, usual = {**PRESETS[preset], **own, **overrides}, {}
     with suppress(ValueError):  # which the settings will say
-        usual = pdlib.make_method(str(overrides["method"])).defaults if "method" in overrides else {}
-    settings = Settings(**{**usual, **PRESETS[preset], **own, **overrides})
+        usual = pdlib.make_method(str(chosen["method"])).defaults if "method" in chosen else {}
+    settings = Settings(**{**usual, **chosen})
     for name in NETWORK if settings.teacher is not None else ():
         if name in overrides:
             raise SettingsError(f"{name}={overrides[name]}: the given teacher brings its own network: leave {name} out")
@@ -365,7 +365,7 @@ _STUDY = "steps=16 teacher_updates=1500 stage_updates=150 ema=0.995 stage_ema=0.
 _ROUGH = f"noise_seeds=2 images_per_seed=128 curves={','.join(CURVES)}"
 _SMALL = "width=16 mlp_width=64 stage_learning_rate=0.0005 stage_batch_size=0"
 _MNIST = "data=mnist width=24 multipliers=1,2,2 teacher_updates=10000 batch_size=64 noise_seeds=5 images_per_seed=600"
-_MNIST += " stage_updates=1300,16:1900,8:3500,4:5000,2:6400,1:8300"
+_MNIST += " method=mean_flow stage_updates=650,16:950,8:1750,4:2500,2:3200,1:4150"
 _CIFAR = "data=cifar10 flip=true width=64 multipliers=1,2,2,2 blocks=2 attention=1 batch_size=128 stage_batch_size=128"
 _CIFAR += " teacher_updates=20000 learning_rate=3e-4 stage_updates=3000,8:4000,4:5000,2:6000,1:8000"
 _CIFAR += " stage_learning_rate=0.0001 noise_seeds=5 images_per_seed=1000"

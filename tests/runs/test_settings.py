@@ -49,6 +49,14 @@ def test_a_preset_changes_what_it_names_and_an_override_changes_that():
     assert smoke.prediction == Settings().prediction
 
 
+def test_a_method_brings_what_it_wants_where_nothing_else_is_said():
+    flow, halving = make_settings(method="mean_flow"), make_settings("mnist-cpu", method="progressive_distillation")
+    assert flow.stage_learning_rate != halving.stage_learning_rate == Settings().stage_learning_rate
+    assert make_settings("mnist-cpu").stage_learning_rate == flow.stage_learning_rate  # the preset's own method
+    assert make_settings(method="mean_flow", stage_learning_rate=1e-5).stage_learning_rate == "1e-05"
+    assert make_settings("study", method="mean_flow").stage_learning_rate == make_settings("study").stage_learning_rate
+
+
 def test_an_unknown_preset_is_refused():
     assert (
         refusal(preset="fast")
