@@ -27,6 +27,7 @@ _one_at_a_time = Lock()  # of a worker's threads: torch's seeds are the process'
 DEATHS = 3  # so many workers may be killed at one run before a sweep gives it up
 FOR_TRAINING = {
     "distributed.scheduler.allowed-failures": DEATHS - 1,
+    "distributed.scheduler.worker-saturation": 1.0,  # so many runs at a worker's thread
     # A worker looks at what it computes a hundred times a second, and has freed memory given back at once: a training,
     # of many small steps that need the same memory again, waits for both.
     "distributed.worker.profile.enabled": False,
@@ -100,7 +101,8 @@ def _finished(
             client = stack.enter_context(Client(scheduler, timeout=5, set_as_default=False))
         except OSError as error:
             raise ConnectionError(f"scheduler={scheduler}: there is none that answers ({error})") from error
-        names = {client.submit(work, run, key=f"{name}-{uuid4()}"): name for name, run in runs.items()}
+        group = f"sweep-{uuid4()}"  # of one group, they wait at the scheduler for the next idle worker
+        names = {client.submit(work, run, key=(group, name)): name for name, run in runs.items()}
         with tqdm(total=len(runs), desc=label, unit="run", disable=not progress) as bar:
             for future in as_completed(names, loop=client.loop):
                 name, error = names[future], future.exception()
