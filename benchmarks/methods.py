@@ -45,7 +45,7 @@ def runs_of(
 
 
 def row(runs: dict[int, Run]) -> dict[str, Any]:
-    """One method's figures: at each number of steps the mean over seeds, and its standard error."""
+    """One method's figures: at each number of steps that of each seed."""
     curves = [run.metrics["curves"]["distilled"] for run in runs.values()]
     first: Settings = next(iter(runs.values())).settings
     updates = sum(first.stage_training(grid).updates for grid in first.student_grids)
@@ -53,14 +53,18 @@ def row(runs: dict[int, Run]) -> dict[str, Any]:
     for steps in curves[0]:
         for figure in FIGURES:
             values = [curve[steps][figure] for curve in curves]
-            values = [value[0] if isinstance(value, list) else value for value in values]
-            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-            found[figure][steps] = [statistics.mean(values), error]
+            found[figure][steps] = [value[0] if isinstance(value, list) else value for value in values]
     return found | {
         "updates": updates,
         "evaluations": updates * first.student_method.evaluations,
         "seeds": sorted(runs),
     }
+
+
+def with_error(values: list[float]) -> str:
+    """Their mean, and its standard error."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.3f} ± {error:.3f}"
 
 
 def main() -> None:
@@ -79,7 +83,7 @@ def main() -> None:
     about = {"machine": any_run.metrics["machine"], "date": any_run.metrics["date"], "share": arguments.share}
     arguments.output.write_text(json.dumps({"about": about, "methods": found}, indent=1) + "\n")
     for name, figures in found.items():
-        cells = [f"{n}: {value:.3f} ± {error or math.nan:.3f}" for n, (value, error) in figures["ratio"].items()]
+        cells = [f"{n}: {with_error(values)}" for n, values in figures["ratio"].items()]
         print(f"{name:<28} {'  '.join(cells[-4:])}")
 
 

@@ -149,7 +149,7 @@ def plot_quality(metrics: dict[str, Any], metric: str = "frechet_distance") -> F
 def plot_chains(
     chains: dict[str, dict[int, tuple[float, float]]],
     ylabel: str = "Fréchet distance to real data\n(lower is better)",
-    floor: float | None = None,
+    levels: dict[str, float] | None = None,
 ) -> Figure:
     """A figure of several chains of students against the sampling steps, on log axes, with standard errors.
 
@@ -157,7 +157,7 @@ def plot_chains(
         chains: label -> N -> mean and standard error, from :func:`pdlib.runs.sweep.mean_by_steps`. A label
             that is a name in :data:`COLORS` gets its colour.
         ylabel: what the figure is.
-        floor: of real against real.
+        levels: label -> what the chains are held against, such as their teacher's.
     """
     figure = _new_figure(figsize=(8.5, 4.4))
     axes = figure.add_subplot()
@@ -171,8 +171,8 @@ def plot_chains(
         color = COLORS.get(label, palette[turn % len(palette)])
         marker, line = "os^Dv<>P*X"[k % 10], "-" if turn < len(palette) else "--"
         axes.errorbar(steps, values, errors, capsize=3, label=label, color=color, marker=marker, linestyle=line)
-    if floor is not None:
-        axes.axhline(floor, color=COLORS["real"], linestyle="--", label="real against real")
+    for label, level in (levels or {}).items():
+        axes.axhline(level, color=COLORS["real"], linestyle="--", label=label)
     _log_steps(axes, sorted({n for chain in chains.values() for n in chain}))
     axes.set(yscale="log", ylabel=ylabel)
     axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
