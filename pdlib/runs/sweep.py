@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from uuid import uuid4
 
 import joblib
 import torch
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from pdlib.files import write_json
 from pdlib.runs.report import write_failed, write_report
 from pdlib.runs.run import Run, finish, new_run
-from pdlib.runs.settings import SettingsError, make_settings
+from pdlib.runs.settings import PRESETS, Settings, SettingsError, make_settings, settings_to_json
 
 __all__ = ["cells", "mean_by_steps", "read_grid", "sweep", "sweep_grid"]
 
@@ -27,7 +27,6 @@ _one_at_a_time = Lock()  # of a worker's threads: torch's seeds are the process'
 DEATHS = 3  # so many workers may be killed at one run before a sweep gives it up
 FOR_TRAINING = {
     "distributed.scheduler.allowed-failures": DEATHS - 1,
-    "distributed.scheduler.worker-saturation": 1.0,  # so many runs at a worker's thread
     # A worker looks at what it computes a hundred times a second, and has freed memory given back at once: a training,
     # of many small steps that need the same memory again, waits for both.
     "distributed.worker.profile.enabled": False,
@@ -51,9 +50,10 @@ def sweep(
     Args:
         jobs: name of a run, which lives in ``folder/name`` -> the settings in which it differs.
         preset, **shared: the settings of them all.
-        workers: how many at a time; by default as many as there are processors for this process.
-        scheduler: address of a Dask scheduler, such as ``"tcp://10.0.0.1:8786"``, whose workers see the same folders;
-            by default workers are started here.
+        workers: how many at a time; by default as many as there are processors for this process, or GPUs where the
+            runs are on them: each worker takes one of its own.
+        scheduler: address of a Dask scheduler, such as ``"tcp://10.0.0.1:8786"``, whose workers see the same folders
+            and have the settings' ``device``; by default workers are started here.
 
     Raises:
         Exception: as in :func:`pdlib.runs.run.execute`, of the first run that fails; what others have finished is kept.
@@ -61,7 +61,7 @@ def sweep(
         ConnectionError: where the scheduler is not there, or no more.
     """
     folder = Path(folder).absolute()  # for workers elsewhere
-    runs = _opened(jobs, folder, preset, shared)
+    runs = _opened(jobs, folder, preset, shared, scheduler is not None)
     waiting = {name: run for name, run in runs.items() if not run.finished}
     for _, error in _finished(waiting, folder.name, _finish, workers, scheduler, progress):
         if error is not None:
@@ -70,11 +70,16 @@ def sweep(
 
 
 def _opened(
-    jobs: Mapping[str, Mapping[str, Any]], folder: Path, preset: str, shared: Mapping[str, Any]
+    jobs: Mapping[str, Mapping[str, Any]], folder: Path, preset: str, shared: Mapping[str, Any], elsewhere: bool
 ) -> dict[str, Run]:
-    """Every run, opened, so that a bad one starts none."""
-    settings = {name: make_settings(preset, **{**shared, **job}) for name, job in jobs.items()}
-    return {name: new_run(folder / name, chosen) for name, chosen in settings.items()}
+    """Every run, opened, so that a bad one starts none. ``elsewhere``: its device is the workers', and not here."""
+    runs = {}
+    for name, job in jobs.items():
+        given = {**shared, **job}
+        device = {**PRESETS.get(preset, {}), **given}.get("device", "cpu")
+        run = new_run(folder / name, make_settings(preset, **given | ({"device": "cpu"} if elsewhere else {})))
+        runs[name] = Run(run.folder, run.settings.model_copy(update={"device": device}))
+    return runs
 
 
 def _finished(
@@ -87,7 +92,8 @@ def _finished(
     from distributed import Client, KilledWorker, LocalCluster, as_completed
     from distributed.scheduler import NoValidWorkerError
 
-    count = min(workers or joblib.cpu_count(), len(runs))
+    on_gpus = any(run.settings.device.startswith("cuda") for run in runs.values())
+    count = min(workers or (on_gpus and torch.cuda.device_count()) or joblib.cpu_count(), len(runs))
     with ExitStack() as stack:
         client_log = logging.getLogger("distributed.client")  # it writes down all of what is said in a line below
         stack.callback(client_log.setLevel, client_log.level)
@@ -101,15 +107,28 @@ def _finished(
             client = stack.enter_context(Client(scheduler, timeout=5, set_as_default=False))
         except OSError as error:
             raise ConnectionError(f"scheduler={scheduler}: there is none that answers ({error})") from error
-        group = f"sweep-{uuid4()}"  # of one group, they wait at the scheduler for the next idle worker
-        names = {client.submit(work, run, key=(group, name)): name for name, run in runs.items()}
+        gone = ConnectionError(f"scheduler={scheduler} went away; what is finished is kept: start it again to go on")
+        names, waiting, done = {}, list(runs), as_completed([], loop=client.loop)
+        places = working = 0
+
+        def start() -> None:
+            """Give each free worker a run, and no more: what waits with one that is killed counts as killed, too."""
+            nonlocal places, working
+            try:
+                places = max(1, places, len(client.scheduler_info()["workers"]))
+            except OSError:
+                raise gone from None
+            while waiting and working < places:
+                name, working = waiting.pop(0), working + 1
+                names[future := client.submit(work, runs[name], pure=False)] = name
+                done.add(future)
+
         with tqdm(total=len(runs), desc=label, unit="run", disable=not progress) as bar:
-            for future in as_completed(names, loop=client.loop):
+            start()
+            for future in done:
                 name, error = names[future], future.exception()
                 if future.cancelled() or isinstance(error, NoValidWorkerError):
-                    raise ConnectionError(
-                        f"scheduler={scheduler} went away; what is finished is kept: start it again to go on"
-                    )
+                    raise gone
                 if isinstance(error, KilledWorker):
                     error = MemoryError(
                         f"{name}: workers of the sweep were killed at it again and again, perhaps for lack of memory; "
@@ -118,19 +137,33 @@ def _finished(
                 bar.set_postfix(last=name)
                 bar.update()
                 yield name, error
+                working -= 1
+                start()
+
+
+@contextmanager
+def _on_worker(run: Run) -> Iterator[None]:
+    """One run at a time, on a thread, and on a GPU of the worker's own where it is to be on one."""
+    with _one_at_a_time:
+        torch.set_num_threads(1)
+        if run.settings.device == "cuda" and (gpus := torch.cuda.device_count()) > 1:
+            from distributed import get_worker
+
+            number = re.search(r"(?:^|-)(\d+)$", str(get_worker().name))  # among those that were started together
+            torch.cuda.set_device(int(number[1]) % gpus if number else 0)
+        Settings(**settings_to_json(run.settings), device=run.settings.device)  # which tries the device
+        yield
 
 
 def _finish(run: Run) -> None:
-    with _one_at_a_time:
-        torch.set_num_threads(1)
+    with _on_worker(run):
         finish(run, progress=False)
 
 
 def _finish_with_report(run: Run) -> None:
     """A cell of a grid: the run, and its report; where it fails, a notebook with the error."""
     try:
-        with _one_at_a_time:
-            torch.set_num_threads(1)
+        with _on_worker(run):
             write_report(finish(run, progress=False), progress=False)
     except Exception as error:
         with suppress(Exception):  # of a full disk, say, which is perhaps what failed
@@ -169,7 +202,7 @@ def read_grid(path: str | Path) -> dict[str, Any]:
     if len(cells(grid)) < math.prod(map(len, grid.values())):
         raise SettingsError(f"{path} has two cells of one name: a value is there twice, or two differ in / and _ alone")
     for cell in cells(grid).values():
-        make_settings(preset, **shared, **cell)
+        make_settings(preset, **{**shared, **cell, "device": "cpu"})  # where it will be is seen to there
     return {"preset": preset, "settings": shared, "grid": grid}
 
 
@@ -196,9 +229,9 @@ def sweep_grid(
     The others go on where one fails, whose notebook holds the error. Started again, it does what is missing.
     """
     folder, found = Path(folder).absolute(), dict.fromkeys(cells(grid["grid"]))
-    runs = _opened(cells(grid["grid"]), folder, grid["preset"], grid["settings"])
+    runs = _opened(cells(grid["grid"]), folder, grid["preset"], grid["settings"], scheduler is not None)
     write_json(folder / "grid.json", dict(grid))
-    waiting = {name: run for name, run in runs.items() if not (run.finished and (run.folder / "report.html").is_file())}
+    waiting = {name: run for name, run in runs.items() if not (run.finished and (run.folder / "report.png").is_file())}
     found |= dict(_finished(waiting, folder.name, _finish_with_report, workers, scheduler, progress))
     return found
 

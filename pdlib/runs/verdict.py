@@ -38,10 +38,10 @@ def command(run: Run) -> str:
     there = settings_to_json(run.settings)
     different: dict[str, dict[str, Any]] = {}
     for preset in PRESETS:
-        usual = settings_to_json(make_settings(preset, data=run.settings.data))
+        usual = settings_to_json(make_settings(preset, data=run.settings.data, device="cpu"))
         different[preset] = {name: value for name, value in there.items() if usual.get(name) != value}
     preset = min(different, key=lambda name: len(different[name]))
-    usual = make_settings(preset).data
+    usual = make_settings(preset, device="cpu").data
     words = ["pdlib", "run", *(["--preset", preset] if preset != "default" else [])]
     words += ["--data", there["data"]] if there["data"] != usual else []
     if there["precision"] == "bf16":

@@ -19,7 +19,7 @@ from pdlib.runs.compare import Compared, compare
 from pdlib.runs.report import chains_table
 from pdlib.runs.run import execute
 from pdlib.runs.settings import SettingsError
-from pdlib.runs.sweep import cells, mean_by_steps, sweep
+from pdlib.runs.sweep import _finish, _opened, cells, mean_by_steps, read_grid, sweep
 
 RING = {key: value for key, value in TINIEST.items() if key != "preset"} | {"data": "ring"}
 NETWORKS = ["teacher/model.safetensors", "student-1/model.safetensors"]
@@ -162,6 +162,18 @@ def test_a_scheduler_that_goes_away_in_the_middle_is_a_line(tmp_path):
         with pytest.raises(ConnectionError, match=r"went away; what is finished is kept: start it again") as caught:
             result.result(timeout=60)
     assert "\n" not in str(caught.value)
+
+
+def test_the_device_is_the_workers_where_they_are_elsewhere(tmp_path):
+    """A cluster has the GPUs that the machine which starts the sweep has not: it asks for none."""
+    (tmp_path / "grid.yaml").write_text("{settings: {device: nonsense}, grid: {seed: [0]}}")
+    assert read_grid(tmp_path / "grid.yaml")["settings"] == {"device": "nonsense"}
+    runs = _opened(SEEDS, tmp_path, "smoke", RING | {"device": "nonsense"}, elsewhere=True)
+    assert {run.settings.device for run in runs.values()} == {"nonsense"}
+    with pytest.raises(SettingsError, match="device='nonsense' does not work here"):
+        _finish(runs["seed-0"])
+    with pytest.raises(SettingsError, match="device='nonsense' does not work here"):
+        sweep(SEEDS, tmp_path / "runs", "smoke", **RING, device="nonsense")
 
 
 # A grid, from a file, as the command runs it.
