@@ -121,7 +121,7 @@ def load_data(
         else:
             raise DataError("is no folder and no .npy or .npz file: check the path")
         if (callable(source) or is_array) and (how != Reading() or another not in (None, "test?") or split != "train"):
-            raise DataError("is no folder or hub data set: leave split, column, size, crop and channels out")
+            raise DataError("is no folder or hub data set: leave subset, split, column, size, crop and channels out")
         x, labels = _examples(x), None if labels is None else _classes(np.asarray(labels), len(x))
         tested = _examples(held[0][0]) if held else None
         if tested is not None and tested.shape[1:] != x.shape[1:]:

@@ -10,6 +10,7 @@ import errno
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -44,6 +45,8 @@ class DataError(ValueError):
 class Reading:
     """How images are read from a folder or the hub; a ``.npy`` or ``.npz`` file holds them as they are to be."""
 
+    subset: str | None = None
+    """The one to take of several sets under one name on the hub."""
     column: str | None = None
     """The column of images; by default the first."""
     size: int | None = None
@@ -159,7 +162,7 @@ def open_parts(source: str, parts: list[str], reading: Reading) -> list[tuple[Im
     Raises:
         DataError: for all that they lack.
     """
-    return [_decoded(table, part, reading) for part, table in _tables(source, parts).items()]
+    return [_decoded(table, part, reading) for part, table in _tables(source, parts, reading.subset).items()]
 
 
 def looked_through(folder: str) -> str:
@@ -183,7 +186,7 @@ def _is_saved(folder: str) -> bool:
     return any(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json"))
 
 
-def _tables(source: str, parts: list[str]) -> dict[str, Dataset]:
+def _tables(source: str, parts: list[str], subset: str | None) -> dict[str, Dataset]:
     try:
         import datasets
         from huggingface_hub import HfApi
@@ -201,11 +204,19 @@ def _tables(source: str, parts: list[str]) -> dict[str, Dataset]:
         datasets.config.HF_HUB_OFFLINE = True
     try:
         if _is_saved(source):
+            if subset is not None:
+                raise DataError("was saved as one set: leave subset out")
             saved = datasets.load_from_disk(source)
             saved = saved if isinstance(saved, dict) else {"train": saved}
             known, opened = list(saved), saved.get
         else:
-            builder = datasets.load_dataset_builder(source)
+            try:
+                builder = datasets.load_dataset_builder(source, subset)
+            except ValueError as error:
+                if not re.match(r"Config name is missing|BuilderConfig .* not found", str(error)):
+                    raise
+                known = ", ".join(datasets.get_dataset_config_names(source))
+                raise DataError(f"holds the sets {known}: set subset to one of them") from error
             builder.download_and_prepare()
             known, opened = list(builder.info.splits), lambda part: builder.as_dataset(split=part)
         whole = [part for part in parts if part.isidentifier() or (_is_saved(source) and not part.endswith("?"))]
@@ -261,12 +272,13 @@ def _pixels_of(files: Iterable[dict[str, Any] | None], reading: Reading, kept: l
         try:
             with Image.open(held["path"] if held["bytes"] is None else io.BytesIO(held["bytes"])) as image:
                 pixels = _pixels(image, reading)
-        except (DataError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:  # Pillow has many, for a file that is cut, missing, too large, or no image
             if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
                 raise  # the disk's fault and not the image's
-            broken.append(os.path.basename(held["path"] or "") or f"number {index}")
+            which = os.path.basename(held["path"] or "") or f"number {index}"
+            broken.append(f"{which}: {error}" if isinstance(error, DataError) else which)
             continue
         kept.append(index)
         if pixels.shape not in shapes:
@@ -290,7 +302,7 @@ def _pixels(image: Image, reading: Reading) -> np.ndarray:
     from PIL.Image import Resampling
 
     if image.mode.startswith(("I", "F")):
-        raise DataError("has an image of more than 8 bits a channel: leave it out, or convert it")
+        raise DataError("more than 8 bits a channel")
     image, filtered = ImageOps.exif_transpose(image), Resampling.LANCZOS
     grey = image.mode in ("1", "L", "LA", "La") if reading.channels is None else reading.channels == "grey"
     image = image.convert("L" if grey else "RGB")

@@ -416,7 +416,7 @@ def test_images_that_cannot_be_read_are_refused(hub_cache, tmp_path):
     path.write_bytes(path.read_bytes()[:40])
     assert "has 1 of 2 images that cannot be opened (1.png): repair or remove them" in refusal(folder)
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(path)
-    assert "more than 8 bits a channel" in refusal(folder)
+    assert "has 1 of 2 images that cannot be opened (1.png: more than 8 bits a channel)" in refusal(folder)
 
 
 def test_a_folder_without_images_or_of_another_split_is_refused(hub_cache, tmp_path):

@@ -169,7 +169,7 @@ def test_what_is_not_there_is_named(tmp_path, options, message):
 def test_an_array_or_a_name_takes_no_options_of_a_folder(tmp_path):
     np.save(tmp_path / "x.npy", RANDOM.uniform(-1, 1, (9, 4, 4)))
     for name, options in (("digits", {"size": 16}), (tmp_path / "x.npy", {"column": "x"}), ("moons", {"split": "a"})):
-        with pytest.raises(DataError, match="is no folder or hub data set: leave split, column, size, crop and channe"):
+        with pytest.raises(DataError, match="is no folder or hub data set: leave subset, split, column, size, crop an"):
             load_data(name, **options)
     assert load_data("digits", test="auto").test is None
     held = load_data("digits", test=0.1)
@@ -218,6 +218,19 @@ def test_broken_images_are_named_and_counted_or_left_out(tmp_path, monkeypatch, 
     order = [index for index in order if index not in (2, 5)]
     assert torch.equal(data.x[:][:, 0], torch.from_numpy(pixels[order] / 127.5 - 1).float())
     assert data.labels.tolist() == [0] * 5 + [1] * 5
+
+
+def test_of_several_sets_one_is_taken_by_its_name(tmp_path):
+    for name in ("small", "other"):
+        folder_of(tmp_path, grey(6), f"images/{name}")
+    told = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("small", "other"))
+    (tmp_path / "images" / "README.md").write_text(f"---\nconfigs:\n{told}---\n")
+    for wrong in ({}, {"subset": "third"}):
+        with pytest.raises(DataError, match="holds the sets small, other: set subset to one of them"):
+            load_data(tmp_path / "images", **wrong)
+    small, other = (load_data(tmp_path / "images", subset=name) for name in ("small", "other"))
+    assert small.shape == other.shape
+    assert small.digest != other.digest
 
 
 def test_a_folder_of_nothing_but_broken_images_is_refused_all_the_same(tmp_path):
