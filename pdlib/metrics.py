@@ -190,7 +190,8 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, projections: int = 64, seed: 
     directions = torch.randn(real[0].numel(), projections, generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=0)
     # Float64, and so in parts. In one dimension the optimal transport pairs equal quantiles.
-    along = [torch.cat([part.flatten(1).double() @ directions for part in x.split(8192)]) for x in (real, fake)]
+    rows = max(1, min(8192, 2**23 // len(directions)))
+    along = [torch.cat([part.flatten(1).double() @ directions for part in x.split(rows)]) for x in (real, fake)]
     levels = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     difference = torch.quantile(along[0], levels, dim=0) - torch.quantile(along[1], levels, dim=0)
     return difference.square().mean().sqrt().item()

@@ -79,6 +79,8 @@ class Processes:
 
 _ALONE = Processes()
 _here: list[Processes] = []
+if hasattr(os, "register_at_fork"):  # a notebook's kernel is alone, and those that it forks may not be
+    os.register_at_fork(after_in_child=_here.clear)
 
 
 def processes() -> Processes:
@@ -89,17 +91,18 @@ def processes() -> Processes:
     """
     if not _here:
         _here.append(_joined())
-    return _here[-1]
+    return _here[0]
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """What is done within is done by this process for itself: it takes all, and waits for none."""
-    _here[:] = [processes(), _ALONE]
+    among = processes()
+    _here[:] = [_ALONE]
     try:
         yield
     finally:
-        _here.pop()
+        _here[:] = [among]
 
 
 def _joined() -> Processes:
@@ -144,5 +147,6 @@ def _told(here: Processes) -> Iterator[None]:
     except RuntimeError as error:
         raise ProcessError(
             f"process {here.rank} of {here.count} has stopped, because another one has: see what that one says; the "
-            "same command goes on from the last checkpoint, with as many processes as you like"
+            "same command goes on from the last checkpoint, with as many processes as you like "
+            f"({str(error).strip().splitlines()[0]})"
         ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -196,19 +197,21 @@ def _gradient(
     settings: TrainingSettings,
 ) -> Tensor:
     """The loss of a batch, and its gradient in the parameters: of this process's share, in parts, then added up."""
-    here, mixed = processes(), settings.precision == "bf16"
+    here, bf16 = processes(), settings.precision == "bf16"
+    # No cache: one filled where a target is made, without gradients, would be taken where they are needed.
+    precision = partial(torch.autocast, generator.device.type, torch.bfloat16, bf16, cache_enabled=False)
     count, share = settings.batch_size, here.share(settings.batch_size)
     ends = [share.start + (share.stop - share.start) * k // settings.accumulate for k in range(settings.accumulate + 1)]
     parts = [slice(*pair) for pair in pairwise(ends) if pair[0] < pair[1]]
     if parts == [slice(0, count)]:
-        with torch.autocast(generator.device.type, torch.bfloat16, mixed):
+        with precision():
             value = objective(denoiser, average, batch, generator)
         value.backward()
         return value.detach()
     drawn, total = generator.get_state(), torch.zeros((), device=generator.device)
     for part in parts:
         generator.set_state(drawn)
-        with torch.autocast(generator.device.type, torch.bfloat16, mixed):
+        with precision():
             value = objective(denoiser, average, batch, generator, part) * ((part.stop - part.start) / count)
         value.backward()
         total += value.detach()

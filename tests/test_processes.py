@@ -20,7 +20,8 @@ from tiny import tiny
 from pdlib.data import load_data
 from pdlib.objectives import Clean, Objective
 from pdlib.processes import ProcessError, Processes, _joined, alone, processes
-from pdlib.runs.run import execute, load_run
+from pdlib.runs.run import Run, check, execute, load_run
+from pdlib.runs.settings import SettingsError
 from pdlib.training import TrainingSettings, fit
 
 RING = {key: value for key, value in TINIEST.items() if key != "preset"} | {"data": "ring", "noise_seeds": 3}
@@ -125,6 +126,39 @@ def test_a_process_whose_other_has_gone_says_so(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", gone)
     with pytest.raises(ProcessError, match=r"process 1 of 2 has stopped, because another one has.*goes on from the"):
         Processes(1, 2).add_up([torch.ones(2)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system that forks")
+def test_processes_that_a_notebook_forks_join_each_other_though_it_was_alone_before():
+    """As accelerate's notebook_launcher starts them from a kernel that has trained already."""
+    program = """
+import os, socket
+from pdlib.processes import processes
+assert processes().count == 1
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+for rank in range(2):
+    if os.fork() == 0:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank}
+        os.environ.update({name: str(value) for name, value in meeting.items()})
+        here = processes()
+        print(here.gather({here.rank: here.count}), flush=True)
+        os._exit(0)
+print([os.wait()[1] for _ in range(2)], processes().count)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert sorted(done.stdout.splitlines()) == ["[0, 0] 1", "{0: 2, 1: 2}", "{0: 2, 1: 2}"], done.stderr
+
+
+@pytest.mark.parametrize(("device", "started"), [("cuda", "3"), ("cuda:0", "2")])
+def test_processes_that_would_share_a_gpu_are_refused(device, started, one, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("pdlib.runs.run.processes", lambda: Processes(0, int(started)))
+    run = Run(one.folder, one.settings.model_copy(update={"device": device}))
+    with pytest.raises(SettingsError, match=f"{started} processes were started here, and 2 GPUs are there: each takes"):
+        check(run)
 
 
 def test_more_processes_than_examples_in_a_batch_are_refused(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -104,11 +105,16 @@ def kept() -> str:
 
 def _one_line(error: Exception, chosen: argparse.Namespace) -> str:
     text = " ".join(str(error).split())[:600]
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in text.lower()):
-        return f"out of memory: choose a smaller batch_size, width, images_per_seed or --count ({text})"
+    ours = type(error).__module__.startswith("pdlib")
+    lack = re.search(r"out of memory|not enough memory|can't allocate|std::bad_alloc", text, re.IGNORECASE)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and lack and not ours):
+        begun = "what has begun can go on in its --folder with accumulate=4 or fewer images_per_seed"
+        runs = chosen.command in ("run", "sweep")
+        advice = f"choose a smaller batch_size or width; {begun}" if runs else "ask for a smaller --count"
+        return f"out of memory: {advice} ({text})"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or getattr(chosen, 'folder', None) or 'disk'}: {error.strerror}"
-    if isinstance(error, ValueError | OSError | FloatingPointError) or type(error).__module__.startswith("pdlib"):
+    if isinstance(error, ValueError | OSError | FloatingPointError) or ours:
         return text
     return f"{type(error).__name__}: {text}; pdlib did not expect this: PDLIB_DEBUG=1 shows where it comes from"
 

@@ -120,8 +120,9 @@ def _counts(run: Run, given: Denoiser | None) -> tuple[dict[str, int], int]:
 
 def disk_bytes(run: Run, denoiser: Denoiser) -> int:
     """Per parameter 4 bytes for each finished network, and 4 × 4 for each of two checkpoints; and the report."""
-    parameters = sum(value.numel() for value in denoiser.parameters())
-    return parameters * 4 * (len(run.settings.evaluated_steps) + 8) + 20_000_000
+    kinds = [denoiser, *(_learner(run, denoiser, "students") for _ in run.settings.student_grids[:1])]
+    sizes = [sum(value.numel() for value in kind.parameters()) for kind in kinds]
+    return 4 * (sizes[0] * len(run.parts) + 8 * max(sizes)) + 20_000_000
 
 
 def matrix_rate(device: str = "cpu", seconds: float = 0.3, size: int = 1024) -> float:

@@ -7,6 +7,7 @@ import copy
 import html
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,16 +96,21 @@ def _begin(chosen: Run, progress: bool) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-        _rehearse(chosen)
+        _rehearse(chosen, cost.disk_bytes)
         release_memory()
 
 
-def _rehearse(run: Run) -> None:
-    """The whole run in a few seconds, two updates to a training and a chain of one stage, in a folder of its own."""
+def _rehearse(run: Run, needed: int) -> None:
+    """The whole run in a few seconds, two updates to a training and a chain of one stage, in a folder of its own.
+
+    It lies where temporary ones do, or beside the run's where those have no room for so many bytes.
+    """
     s = run.settings
     short = {"teacher_updates": 2, "stage_updates": "2", "convert_updates": min(2, s.convert_updates)}
     short |= {"steps": min(s.steps, 2 * s.end_steps), "images_per_seed": 65, "noise_seeds": 2}
-    with tempfile.TemporaryDirectory(prefix="pdlib-") as folder:
+    roomy = shutil.disk_usage(tempfile.gettempdir()).free > needed
+    there = next(path for path in run.folder.absolute().parents if path.exists())
+    with tempfile.TemporaryDirectory(prefix="pdlib-", dir=None if roomy else there) as folder:
         tried = Run(Path(folder), s.model_copy(update=short))
         vars(tried)["data"] = run.data
         finish(tried, progress=False, trained=lambda: _write_preview(tried))
@@ -123,8 +129,8 @@ def from_notebook(namespace: dict[str, Any]) -> Run:
     """
     given = {name: value for name, value in notebook_parameters(namespace).items() if value is not None}
     folder = given.pop("folder", None)
-    if folder is not None and not given and (Path(folder) / "config.json").is_file():
-        return finish(load_run(folder), progress=True)
+    if folder is not None and given.keys() <= {"device"} and (Path(folder) / "config.json").is_file():
+        return finish(load_run(folder, **given), progress=True)
     return execute(given.pop("preset", "default"), folder, **given)
 
 
@@ -141,7 +147,7 @@ def write_report(run: Run, progress: bool = True) -> Path:
     """
     folder = run.folder
     try:
-        page = _written(template(), folder, "report", progress)
+        page = _written(template(), folder, "report", progress, run.settings.device)
         noises = run.same_noise(12 if run.data.is_image else 1000)
         write_bytes(folder / "report.png", plots.png(plots.plot_result(run.metrics, *noises)))
     except Exception as error:
@@ -152,7 +158,7 @@ def write_report(run: Run, progress: bool = True) -> Path:
     return page
 
 
-def _written(notebook: Path, folder: Path, name: str, progress: bool) -> Path:
+def _written(notebook: Path, folder: Path, name: str, progress: bool, device: str = "cpu") -> Path:
     """A notebook, executed on a folder and written there; the path of its page."""
     import nbformat
     import papermill
@@ -160,7 +166,8 @@ def _written(notebook: Path, folder: Path, name: str, progress: bool) -> Path:
     with tempfile.TemporaryDirectory(prefix="pdlib-") as home, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options = {"progress_bar": progress, "kernel_manager_class": _kernel(home)}
-        executed = papermill.execute_notebook(notebook, None, {"folder": str(folder)}, **options)
+        parameters = {"folder": str(folder)} | ({} if device == "cpu" else {"device": device})
+        executed = papermill.execute_notebook(notebook, None, parameters, **options)
     page = to_html(executed)
     write_bytes(folder / f"{name}.ipynb", nbformat.writes(executed).encode())
     write_bytes(folder / f"{name}.html", page.encode())

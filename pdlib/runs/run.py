@@ -66,6 +66,7 @@ __all__ = [
 
 WHERE = ("device", "accumulate", "compile")  # no part of a run: where and how it computes
 PLACES = ("data", "teacher", *WHERE)  # what is found there is part of a run, by its digest
+MEASURED = ("noise_seeds", "images_per_seed", "curves", "sampler_variance")  # may change until it is finished
 
 
 def runs_folder() -> Path:
@@ -320,6 +321,8 @@ def new_run(folder: Path, settings: Settings) -> Run:
     if there["test"] == "none" and wanted["test"] == "auto":  # as older runs have it
         wanted, run = wanted | {"test": "none"}, Run(folder, run.settings.model_copy(update={"test": "none"}))
     different = [key for key in there | wanted if key not in PLACES and there.get(key) != wanted.get(key)]
+    if {*different} <= {*MEASURED} and not load_run(folder).finished:
+        different = []
     if (there["teacher"] is None) != (wanted["teacher"] is None):
         different.insert(0, "teacher")
     if different:
@@ -365,6 +368,13 @@ def check(run: Run) -> Denoiser | None:
     for name in ("batch_size", "stage_batch_size"):
         if 0 < getattr(s, name) < here.count:
             raise SettingsError(f"{name}={getattr(s, name)}: {here.count} processes need an example each: start fewer")
+    if s.device.startswith("cuda") and here.count > 1:
+        started, found = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        if s.device != "cuda" or started > found:
+            raise SettingsError(
+                f"device={s.device!r}: {started} processes were started here, and {found} GPUs are there: each takes "
+                f"one of its own with device=cuda, so start {found} at most"
+            )
     given, there = given_teacher(run), "teacher" not in run.missing
     denoiser = given or (run.teacher if there else new_denoiser(run.settings, run.data))
     x = run.data.x[:2].to(run.settings.device)
@@ -407,5 +417,7 @@ def _write_config(run: Run, given: Denoiser | None) -> None:
         decides = {name: value for name, value in settings.items() if name not in PLACES}
         about = {"data": data, "teacher": teacher, "run": digest([decides, data["digest"], teacher])}
         write_json(path, {"settings": settings} | about)
-    elif load_run(run.folder, run.settings.device) != run:
+    elif (there := load_run(run.folder, run.settings.device)) != run:
+        if any(getattr(there.settings, name) != getattr(run.settings, name) for name in MEASURED):
+            (run.folder / "metrics.json").unlink(missing_ok=True)
         write_json(path, {"settings": settings} | run.config)

@@ -46,7 +46,7 @@ NAMES = ("prediction", "student_prediction", "method", "weighting", "schedule")
 method may be followed by options."""
 NETWORK = ("network", "width", "multipliers", "blocks", "attention", "heads", "dropout", "mlp_width")
 """The settings that describe the network; without meaning where a given teacher brings its own."""
-READING = ("split", "test", "column", "size", "crop", "channels", "flip", "skip_broken")
+READING = ("subset", "split", "test", "column", "size", "crop", "channels", "flip", "skip_broken")
 """The settings that describe how the data are read."""
 OF_A_TEACHER = ("prediction", "schedule", "log_snr_min", "student_prediction", "stage_updates", "stage_learning_rate")
 """The settings that a given teacher of another library decides, where nothing else is said."""
@@ -71,6 +71,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = Field("digits", min_length=1, description="data set: its name, a file, or a folder of images")
+    subset: str | None = Field(None, min_length=1, description="which of several sets under one name on the hub")
     split: str = Field("train", min_length=1, description="the part of it to train on, of a folder or from the hub")
     test: str = Field("auto", min_length=1, description="what is held back and measured to: none, a share, or a part")
     column: str | None = Field(None, min_length=1, description="its column of images, if not the first")
@@ -368,7 +369,7 @@ _MNIST = "data=mnist width=24 multipliers=1,2,2 teacher_updates=10000 batch_size
 _MNIST += " method=mean_flow stage_updates=650,16:950,8:1750,4:2500,2:3200,1:4150"
 _CIFAR = "data=cifar10 flip=true width=64 multipliers=1,2,2,2 blocks=2 attention=1 batch_size=128 stage_batch_size=128"
 _CIFAR += " teacher_updates=20000 learning_rate=3e-4 stage_updates=3000,8:4000,4:5000,2:6000,1:8000"
-_CIFAR += " stage_learning_rate=0.0001 noise_seeds=5 images_per_seed=1000"
+_CIFAR += " stage_learning_rate=0.0001 noise_seeds=5 images_per_seed=1000 device=cuda precision=bf16"
 PRESETS: dict[str, dict[str, str]] = {
     "default": {},
     "smoke": dict(map(parse_setting, f"{_SMOKE} {_SMALL} {_ROUGH}".split())),
@@ -376,8 +377,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "mnist-cpu": dict(map(parse_setting, _MNIST.split())),
     "cifar10-gpu": dict(map(parse_setting, _CIFAR.split())),
 }
-"""Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs;
-cifar10-gpu: to be given device=cuda and precision=bf16 too, where there is a GPU."""
+"""Settings that differ from the defaults, by name. study: a short chain, where a question asks for many runs."""
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Every method as it is used: learned, resumed, saved, sampled, refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import COSINE, Interrupted, PerClass, noise, same_weights, tiny
@@ -25,6 +27,16 @@ def teacher(**options):
     made = tiny(grid=Grid(8), **options)
     made.shape = (2,)
     return made
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_in_bfloat16_every_layer_learns(name):
+    """Also where the student is asked for its own target, without gradients, in the same update."""
+    method, settings = make_method(name), replace(FEW, precision="bf16")
+    learned = learn(method, teacher(), Grid(1), noise(64, 2).float(), settings, session=QUIET)
+    started = dict(method.student(teacher(), Grid(1)).named_parameters())
+    for layer, parameter in learned.trained.raw.named_parameters():
+        assert (parameter != started[layer]).any(), layer
 
 
 class Stops:

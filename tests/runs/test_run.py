@@ -511,6 +511,20 @@ def test_a_folder_of_another_run_is_refused_and_untouched(whole):
     refused(SettingsError, "other settings .seed=0 there and 5 here", whole.folder, **TINY, seed=5)
 
 
+def test_how_it_is_measured_may_change_until_it_is_finished(points, tmp_path):
+    """As where measuring so many images takes more memory than there is: what was trained is not lost."""
+    folder, fewer = copied(points, tmp_path), TINIEST | {"data": points.settings.data, "images_per_seed": 70}
+    refused(SettingsError, "other settings .images_per_seed=65 there and 70 here", folder, **fewer)
+    metrics = points.metrics | {"complete": False}
+    write_json(folder / "metrics.json", metrics)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*")}
+    run = execute(folder=folder, progress=False, **fewer)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*")} == before
+    assert load_run(folder).settings.images_per_seed == 70
+    afresh = execute(folder=tmp_path / "afresh", progress=False, **fewer)
+    assert without_times(run.metrics) == without_times(afresh.metrics)
+
+
 def test_a_teacher_of_another_kind_is_refused(whole, tmp_path):
     settings = {key: value for key, value in TINY.items() if key != "width"} | {"teacher": whole.folder / "teacher"}
     message = "prediction='x', but the teacher in .* predicts 'v': use prediction=v"

@@ -64,9 +64,15 @@ def test_an_unknown_preset_is_refused():
     )
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
+def test_a_preset_for_a_gpu_does_not_begin_on_a_cpu_unasked():
+    with pytest.raises(SettingsError, match=r"device='cuda' does not work here.*use cpu, as there is no cuda here"):
+        make_settings("cifar10-gpu")
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_settings_survive_json(preset):
-    settings = make_settings(preset, attention=[1], clip_max=5)
+    settings = make_settings(preset, attention=[1], clip_max=5, device="cpu")
     assert make_settings(**json.loads(json.dumps(settings_to_json(settings)))) == settings
 
 
@@ -238,7 +244,7 @@ def test_a_config_that_holds_no_settings_is_refused(config):
 
 BAD = {
     "stage_update=5": "stage_update='5': there is no setting 'stage_update'; did you mean 'stage_updates'?",
-    "zzz=5": "there is no setting 'zzz'; there are data, split, test",
+    "zzz=5": "there is no setting 'zzz'; there are data, subset, split",
     "teacher_updates=many": "teacher_updates='many': must be a whole number from 1 to 100,000,000",
     "teacher_updates=1.5": "must be a whole number",
     "teacher_updates=0": "must be a whole number from 1",
