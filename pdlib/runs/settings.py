@@ -366,7 +366,7 @@ _STUDY = "steps=16 teacher_updates=1500 stage_updates=150 ema=0.995 stage_ema=0.
 _ROUGH = f"noise_seeds=2 images_per_seed=128 curves={','.join(CURVES)}"
 _SMALL = "width=16 mlp_width=64 stage_learning_rate=0.0005 stage_batch_size=0"
 _MNIST = "data=mnist width=24 multipliers=1,2,2 teacher_updates=10000 batch_size=64 noise_seeds=5 images_per_seed=600"
-_MNIST += " method=mean_flow stage_updates=650,16:950,8:1750,4:2500,2:3200,1:4150"
+_MNIST += " method=mean_flow stage_updates=900,16:1350,8:2450,4:3500,2:4500,1:5800"
 _CIFAR = "data=cifar10 flip=true width=64 multipliers=1,2,2,2 blocks=2 attention=1 batch_size=128 stage_batch_size=128"
 _CIFAR += " teacher_updates=20000 learning_rate=3e-4 stage_updates=3000,8:4000,4:5000,2:6000,1:8000"
 _CIFAR += " stage_learning_rate=0.0001 noise_seeds=5 images_per_seed=1000 device=cuda precision=bf16"
