@@ -143,7 +143,7 @@ for rank in range(2):
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank}
         os.environ.update({name: str(value) for name, value in meeting.items()})
         here = processes()
-        print(here.gather({here.rank: here.count}), flush=True)
+        os.write(1, f"{here.gather({here.rank: here.count})}\\n".encode())  # whole, whoever writes beside it
         os._exit(0)
 print([os.wait()[1] for _ in range(2)], processes().count)
 """
