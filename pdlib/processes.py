@@ -6,6 +6,7 @@ One process alone is first, takes all, and agrees with itself.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
@@ -127,6 +128,7 @@ def _joined() -> Processes:
             socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60).close()
         # The first may be long at work alone, on figures and report, while the others wait; who dies is noticed.
         distributed.init_process_group(backend, timeout=timedelta(days=7))
+        atexit.register(distributed.destroy_process_group)  # else its threads may abort the process as that ends
     except Exception as error:
         raise ProcessError(f"process {rank} of {count} cannot be joined to the others: {error}") from error
     return Processes(rank, count)

@@ -151,6 +151,25 @@ print([os.wait()[1] for _ in range(2)], processes().count)
     assert sorted(done.stdout.splitlines()) == ["[0, 0] 1", "{0: 2, 1: 2}", "{0: 2, 1: 2}"], done.stderr
 
 
+def test_processes_part_before_they_end():
+    """What is left of their group to the end of the process aborts it in one of twenty."""
+    program = """
+import atexit
+from torch import distributed
+atexit.register(lambda: print(distributed.is_initialized()))
+from pdlib.processes import processes
+print(processes().count)
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    environments = [os.environ | meeting | {"RANK": rank} for rank in "01"]
+    pipes = {"stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", program], env=each, **pipes) for each in environments]
+    assert [process.communicate(timeout=120)[0] for process in both] == ["2\nFalse\n"] * 2
+    assert [process.returncode for process in both] == [0, 0]
+
+
 @pytest.mark.parametrize(("device", "started"), [("cuda", "3"), ("cuda:0", "2")])
 def test_processes_that_would_share_a_gpu_are_refused(device, started, one, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
