@@ -152,7 +152,7 @@ print([os.wait()[1] for _ in range(2)], processes().count)
 
 
 def test_processes_part_before_they_end():
-    """What is left of their group to the end of the process aborts it in one of twenty."""
+    """What is left of their group to the end of the process aborts it now and then."""
     program = """
 import atexit
 from torch import distributed

@@ -321,7 +321,7 @@ def new_run(folder: Path, settings: Settings) -> Run:
     if there["test"] == "none" and wanted["test"] == "auto":  # as older runs have it
         wanted, run = wanted | {"test": "none"}, Run(folder, run.settings.model_copy(update={"test": "none"}))
     different = [key for key in there | wanted if key not in PLACES and there.get(key) != wanted.get(key)]
-    if {*different} <= {*MEASURED} and not load_run(folder).finished:
+    if different and {*different} <= {*MEASURED} and not load_run(folder).finished:
         different = []
     if (there["teacher"] is None) != (wanted["teacher"] is None):
         different.insert(0, "teacher")

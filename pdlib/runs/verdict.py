@@ -44,8 +44,9 @@ def command(run: Run) -> str:
     usual = make_settings(preset, device="cpu").data
     words = ["pdlib", "run", *(["--preset", preset] if preset != "default" else [])]
     words += ["--data", there["data"]] if there["data"] != usual else []
-    if there["precision"] == "bf16":
-        words += ["--set", f"device={run.settings.device if run.settings.device != 'cpu' else 'cuda'}"]
+    opened, own = run.settings.device, PRESETS[preset].get("device", "cpu")
+    device = "cuda" if there["precision"] == "bf16" and opened == "cpu" else opened
+    words += ["--set", f"device={device}"] if device != own else []
     for name, value in different[preset].items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         words += ["--set", f"{name}={text}"]

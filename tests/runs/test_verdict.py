@@ -98,6 +98,14 @@ def test_the_command_makes_the_same_run_again(ring):
     assert options["--preset"] == "smoke"
 
 
+def test_the_command_asks_for_the_device_where_the_presets_is_another(ring):
+    on_cpu = {"device": "cpu", "precision": "float32"}
+    tried = Run(ring.folder, make_settings("cifar10-gpu", **on_cpu))
+    assert dict(word.split("=") for word in shlex.split(command(tried)) if "=" in word) == on_cpu
+    as_meant = Run(ring.folder, make_settings("cifar10-gpu", device="cpu"))  # opened on a CPU, made on a GPU
+    assert command(as_meant) == "pdlib run --preset cifar10-gpu"
+
+
 def test_the_title_says_what_of_what_and_when(ring):
     lines = headline(ring).splitlines()
     assert lines[0] == "## ring: from 4 steps to 1"
